@@ -22,13 +22,13 @@ class Names:
     Args:
         rule: (tokens of a block, tokens of a unit, tokens from a block's end to the one whose unit tells it, 0 for that
             behind its last; number of the adapter).
-        ids: of the units, from number `unit` on.
+        ids: of the units.
         told: blocks that they tell.
         prompt: blocks of the prompt: those of them that no id tells are named after the request, `owner`, and those
             that follow after the sequence, `sequence`.
     """
 
-    __slots__ = ("_listed", "ids", "owner", "prompt", "rule", "sequence", "told", "unit")
+    __slots__ = ("_listed", "ids", "owner", "prompt", "rule", "sequence", "told")
 
     def __init__(
         self,
@@ -38,7 +38,6 @@ class Names:
         owner: int,
         sequence: int,
         prompt: int,
-        unit: int = 0,
     ) -> None:
         self.rule = rule
         self.ids = ids
@@ -46,14 +45,13 @@ class Names:
         self.owner = owner
         self.sequence = sequence
         self.prompt = prompt
-        self.unit = unit
         self._listed: list[int] | None = None
 
     def of(self, at: int) -> int:
         """The name of a block."""
         if at < self.told:
-            size, unit, behind, adapter = self.rule  # as in `_unit`, without a call
-            id = self.ids[((at + 1) * size - behind) // unit - self.unit]
+            size, unit, behind, adapter = self.rule
+            id = self.ids[((at + 1) * size - behind) // unit]
             return (id << INDEX_BITS) + at + (adapter << NAME_BITS if adapter else 0)
         return -1 - ((self.owner if at < self.prompt else self.sequence) << INDEX_BITS) - at
 
@@ -92,8 +90,7 @@ class Names:
         size, unit, behind, _ = self.rule
         high = (last * size - behind) // unit
         mine, theirs = self.ids, other.ids
-        here, there = self.unit, other.unit
-        if mine[high - here] == theirs[high - there]:
+        if mine[high] == theirs[high]:
             told = last - at
             if told == most or self.of(last) != other.of(last):
                 return told
@@ -101,7 +98,7 @@ class Names:
         low = ((at + 1) * size - behind) // unit
         while high - low > 1:
             middle = (low + high) // 2
-            if mine[middle - here] == theirs[middle - there]:
+            if mine[middle] == theirs[middle]:
                 low = middle
             else:
                 high = middle
@@ -119,27 +116,3 @@ class Names:
             else:
                 high = middle - 1
         return low
-
-    def part(self, first: int, stop: int) -> Names:
-        """The same for the blocks from `first` to before `stop` alone, to be extended."""
-        part = Names(self.rule, [], min(self.told, stop), self.owner, self.sequence, self.prompt, self._unit(first))
-        part._take_ids(self)
-        return part
-
-    def extend(self, other: Names, first: int, stop: int) -> None:
-        """Go on with another's blocks from `first` to before `stop`; all before are alike."""
-        if self.told >= first:
-            del self.ids[self._unit(first - 1) + 1 - self.unit :]
-            self.told = min(other.told, stop)
-            self._take_ids(other)
-        self.owner, self.sequence, self.prompt = other.owner, other.sequence, other.prompt
-
-    def _take_ids(self, other: Names) -> None:
-        """Get the ids that are missing, of all blocks that are told."""
-        missing = self.unit + len(self.ids)
-        self.ids += other.ids[missing - other.unit : self._unit(self.told - 1) + 1 - other.unit]
-
-    def _unit(self, at: int) -> int:
-        """Number of the unit that tells a block."""
-        size, unit, behind, _ = self.rule
-        return ((at + 1) * size - behind) // unit

@@ -18,10 +18,13 @@ Piece = tuple["BlockRun", int, int]
 class BlockRun:
     """Names that follow one another, each with the block in which it is found; NULL_BLOCK where it is in none now."""
 
-    __slots__ = ("after", "before", "blocks", "head", "idle", "live", "names", "shared", "start")
+    __slots__ = (
+        "after", "before", "blocks", "crowd", "head", "idle", "live", "names", "parting", "shared", "start", "width",
+    )  # fmt: skip
 
     def __init__(self, names: Names, start: int, blocks: Ids, before: BlockRun | None) -> None:
         self.names = names
+        """Those of who made it longer last, which had all before in common with who did so before."""
         self.start = start
         """The place of its first name on a path."""
         self.head = names.of(start)
@@ -34,33 +37,41 @@ class BlockRun:
         """The run whose names lead here."""
         self.after = 0
         """Runs that this one leads to: as long as there are any it stays, so that they can be reached."""
+        self.parting = 0
+        """So many of its first names, at most, do paths to those follow: they stay, found or not."""
         self.shared = False
-        """Set once a second holder has taken blocks that the first still had."""
+        """Set once a second holder has taken blocks that the first still had. Nobody makes it longer then: who shares a
+        prompt's beginning goes on in a run of its own, and all hold equally much of this one."""
+        self.width = 0
+        """So many of its first blocks have a second holder at least, whom each of them counts."""
+        self.crowd = 0
+        """Who holds just these too, and is counted here alone."""
+
+    def alone(self) -> None:
+        """Let no stretch of the queue have the run's own array: it is to change, or stands for other blocks too."""
+        for idle in self.idle:
+            if idle.blocks is self.blocks:
+                idle.blocks = self.blocks[:]
 
 
 class Idle:
-    """Blocks that nobody holds, which may have a run's first names, in the order of their tokens.
+    """Blocks that nobody holds, in the order of their tokens, which may have a run's first names; nobody will find them
+    without a run.
 
-    They are taken from the end; NULL_BLOCK stands where one has left.
+    They are taken from the end; NULL_BLOCK stands where one of a run's has left, and `left` counts the others. Where
+    they are all that a run has, their array is the run's.
     """
 
     __slots__ = ("blocks", "left", "run")
 
-    def __init__(self, run: BlockRun, blocks: Ids, left: int) -> None:
+    def __init__(self, run: BlockRun | None, blocks: Ids, left: int) -> None:
         self.run = run
         self.blocks = blocks
         self.left = left
 
 
-class Unnamed:
-    """Blocks that nobody holds and nobody will find, in the order of their tokens until some are `taken`, and then in
-    that in which they are."""
-
-    __slots__ = ("blocks", "taken")
-
-    def __init__(self, blocks: Ids) -> None:
-        self.blocks = blocks
-        self.taken = 0
+Place = tuple[Idle, int, Ids]
+"""(stretch, number of the first of some of its blocks, these blocks)."""
 
 
 class Found:
@@ -69,17 +80,17 @@ class Found:
     def __init__(self) -> None:
         self.heads: dict[int, BlockRun] = {}
         """The runs by their first names."""
-        self._duplicates: dict[int, list[int]] = {}
+        self.duplicates: dict[int, list[int]] = {}
         self._apart = False
         """Set once a run begins where nothing leads to."""
-        self._walked: tuple[Names, list[Piece]] | None = None
+        self.walked: tuple[Names, list[Piece]] | None = None
         """The last path that was looked for, and the runs that led along it; nothing has changed since."""
 
     def blocks(self) -> Iterator[int]:
         """All that have a name."""
         for run in self.heads.values():
             yield from filter(None, run.blocks)
-        for blocks in self._duplicates.values():
+        for blocks in self.duplicates.values():
             yield from blocks
 
     def pieces(self, names: Names, stop: int, at: int = 0) -> list[Piece]:
@@ -94,7 +105,7 @@ class Found:
     def hits(self, names: Names, stop: int) -> int:
         """How many of the first `stop` names are found, up to the first that is not."""
         hits, pieces = 0, self.pieces(names, stop)
-        self._walked = names, pieces
+        self.walked = names, pieces
         for run, start, hits in pieces:
             if run.live < len(run.blocks):
                 blocks = run.blocks[: hits - start]
@@ -104,29 +115,34 @@ class Found:
 
     def hit(self, names: Names, stop: int) -> list[Piece]:
         """The runs that lead along the first `stop` names, all of which are found."""
-        if self._walked is None or self._walked[0] is not names:
+        if self.walked is None or self.walked[0] is not names:
             return self.pieces(names, stop)
-        return [(run, start, min(end, stop)) for run, start, end in self._walked[1] if start < stop]
+        pieces = self.walked[1]
+        if pieces[-1][2] <= stop:
+            return pieces
+        return [(run, start, min(end, stop)) for run, start, end in pieces if start < stop]
 
     def name(self, names: Names, blocks: Ids, first: int, stop: int, led: list[Piece]) -> list[Piece]:
         """Let the names of a path from `first` to before `stop` be found in the blocks of the same places.
 
         `led` are the runs that lead along the path to `first` at most, as far as that is known; returns all to `stop`.
         """
-        if led and led[-1][1] + len(led[-1][0].blocks) > led[-1][2]:
-            led, at = led[:-1], led[-1][1]  # it may lead further
-        else:
-            at = led[-1][2] if led else 0
-        for piece in self.pieces(names, stop, at):
-            run, start, at = piece
-            if at > first:
-                begin = max(first, start)
-                self._fill(run, begin - start, blocks[begin:at])
-            led = [*led, piece]
+        at = 0
+        if led:
+            run, start, at = led[-1]
+            if start + len(run.blocks) > at:
+                led, at = led[:-1], start  # it may lead further
+        if self._apart or not led or led[-1][0].after:  # else nothing follows
+            for piece in self.pieces(names, stop, at):
+                run, start, at = piece
+                if at > first:
+                    begin = max(first, start)
+                    self._fill(run, begin - start, blocks[begin:at])
+                led = [*led, piece]
         begin = max(first, at)
         if begin == stop:
             return led
-        self._walked = None
+        self.walked = None
         if self._apart:
             middle = next((place for place in range(begin, stop) if names.of(place) in self.heads), stop)
             if middle < stop:
@@ -134,15 +150,18 @@ class Found:
                 led = self.name(names, blocks, first, middle, led)
                 return self.name(names, blocks, middle, stop, led)
         last = led[-1][0] if led and begin == at else None
-        if last is not None and last.start + len(last.blocks) == begin and last.names.rule == names.rule:
-            last.names.extend(names, begin, stop)
+        ends = last is not None and not last.shared and last.start + len(last.blocks) == begin
+        if last is not None and ends and last.names.rule == names.rule:
+            last.alone()
+            last.names = names
             last.blocks += blocks[begin:stop]
             last.live += stop - begin
             return [*led[:-1], (last, last.start, stop)]
-        run = BlockRun(names.part(begin, stop), begin, blocks[begin:stop], last)
+        run = BlockRun(names, begin, blocks[begin:stop], last)
         self.heads[run.head] = run
         if last is not None:
             last.after += 1
+            last.parting = max(last.parting, begin - last.start)
         if begin > at:
             self._apart = True
             return led
@@ -150,24 +169,37 @@ class Found:
 
     def forget(self, run: BlockRun, first: int, blocks: Ids) -> None:
         """Let nobody find these blocks any more, which may have the run's names from number `first` on."""
-        self._walked = None
+        self.walked = None
+        run.alone()
         stop, found = first + len(blocks), run.blocks
-        if not self._duplicates and not run.after and stop == len(found) == run.live and found[first:] == blocks:
+        if not self.duplicates and first >= run.parting and stop == len(found) == run.live and found[first:] == blocks:
             del found[first:]
             run.live = first
-        elif self._duplicates or any(found[first:stop]):
+        elif self.duplicates or any(found[first:stop]):
             for number, block in zip(range(first, len(found)), blocks, strict=False):
                 if block != NULL_BLOCK:
                     self._forget(run, number, block)
-        while not run.live and not run.after:
-            if self.heads.get(run.head) is run:
-                del self.heads[run.head]
-                if run.before is None:
-                    return
-                run.before.after -= 1
-                run = run.before
-            else:
+            while len(found) > run.parting and found[-1] == NULL_BLOCK:
+                found.pop()
+        self._drop(run)
+
+    def empty(self, run: BlockRun) -> None:
+        """Let nobody find any block of a run that leads to no other; they are in no other."""
+        self.walked = None
+        del run.blocks[:]
+        run.live = 0
+        self._drop(run)
+
+    def _drop(self, run: BlockRun) -> None:
+        """Let go of a run that neither finds a block nor leads anywhere, and of those that led to it alone."""
+        while not run.live and not run.after and self.heads.get(run.head) is run:
+            del self.heads[run.head]
+            if run.before is None:
                 return
+            run = run.before
+            run.after -= 1
+            if not run.after:
+                run.parting = 0
 
     def only(self, run: BlockRun, first: int, blocks: Sequence[int]) -> list[int]:
         """Of the run's names from number `first` on those that are found in these blocks alone."""
@@ -176,9 +208,10 @@ class Found:
             for number, block in zip(range(first, len(run.blocks)), blocks, strict=False)
             if block != NULL_BLOCK and run.blocks[number] == block
         ]
-        return [name for name in found if name not in self._duplicates]
+        return [name for name in found if name not in self.duplicates]
 
     def _fill(self, run: BlockRun, first: int, blocks: Ids) -> None:
+        run.alone()
         stop = first + len(blocks)
         before = run.blocks[first:stop]
         if not any(before):
@@ -189,19 +222,19 @@ class Found:
             if old == NULL_BLOCK:
                 run.blocks[number] = new
                 run.live += 1
-            elif old != new and new not in self._duplicates.get(run.names.of(run.start + number), ()):
-                self._duplicates.setdefault(run.names.of(run.start + number), []).append(new)
+            elif old != new and new not in self.duplicates.get(run.names.of(run.start + number), ()):
+                self.duplicates.setdefault(run.names.of(run.start + number), []).append(new)
 
     def _forget(self, run: BlockRun, number: int, block: int) -> None:
         name = run.names.of(run.start + number)
-        others = self._duplicates.get(name)
+        others = self.duplicates.get(name)
         if run.blocks[number] == block:
             run.blocks[number] = others.pop(0) if others else NULL_BLOCK
             run.live -= run.blocks[number] == NULL_BLOCK
         elif others and block in others:
             others.remove(block)
         if others is not None and not others:
-            del self._duplicates[name]
+            del self.duplicates[name]
 
 
 _NONE = ids_of(())
@@ -212,13 +245,16 @@ class IdleQueue:
 
     def __init__(self, found: Found) -> None:
         self._found = found
-        self._queue: deque[Idle | Unnamed] = deque()
+        self._queue: deque[Idle] = deque()
         self._empty = 0
         self.tell_lost: Callable[[Sequence[int]], None] | None = None
         """Told of keys that nobody finds any more since their blocks were taken, the last one first."""
 
     def put(self, run: BlockRun, blocks: Ids, left: int) -> None:
         """Add blocks in the order of their tokens, `left` of them not NULL_BLOCK; the last one will be taken first."""
+        found = self._found
+        if left == len(blocks) and not found.duplicates and self.tell_lost is None and blocks == run.blocks:
+            blocks = run.blocks
         idle = Idle(run, blocks, left)
         self._queue.append(idle)
         run.idle.append(idle)
@@ -228,10 +264,10 @@ class IdleQueue:
 
         They are kept as they come, not in one array, which would move whenever it grows, cold as it is.
         """
-        self._queue.append(Unnamed(blocks))
+        self._queue.append(Idle(None, blocks, len(blocks)))
 
-    def of(self, piece: Piece) -> list[tuple[Idle, int, Ids]]:
-        """Where blocks in which the names of a piece are found stand here: (stretch, place in it, blocks)."""
+    def of(self, piece: Piece) -> list[Place]:
+        """Where blocks in which the names of a piece are found stand here."""
         run, start, stop = piece
         places = []
         for idle in run.idle:
@@ -246,47 +282,57 @@ class IdleQueue:
 
     def leave(self, idle: Idle, at: int, blocks: Ids) -> None:
         """Blocks that somebody holds again."""
-        idle.blocks[at : at + len(blocks)] = ids_of([NULL_BLOCK]) * len(blocks)
+        run = idle.run
+        assert run is not None
         idle.left -= len(blocks)
-        if not idle.left:
-            idle.run.idle.remove(idle)
-            self._empty += 1
-            if self._empty > 64 and self._empty * 2 > len(self._queue):
-                self._queue = deque(each for each in self._queue if isinstance(each, Unnamed) or each.left)
-                self._empty = 0
+        if idle.left:
+            if idle.blocks is run.blocks:
+                idle.blocks = run.blocks[:]
+            idle.blocks[at : at + len(blocks)] = ids_of([NULL_BLOCK]) * len(blocks)
+            return
+        idle.blocks = _NONE
+        run.idle.remove(idle)
+        self._empty += 1
+        if self._empty > 64 and self._empty * 2 > len(self._queue):
+            self._queue = deque(each for each in self._queue if each.left)
+            self._empty = 0
 
     def take(self, count: int) -> Ids:
         """The next blocks, which nobody will find any more; there are to be so many."""
         queue, taken = self._queue, _NONE
         while count:
             idle = queue[0]
-            if isinstance(idle, Unnamed):
-                begin = idle.taken
-                if not begin:
-                    idle.blocks.reverse()
-                idle.taken = end = begin + count
-                part = idle.blocks[begin:end]
-                if len(part) == count:
-                    return taken + part if taken else part
-                queue.popleft()
+            blocks, run = idle.blocks, idle.run
+            begin = len(blocks) - count
+            if begin > 0 and (run is None or (blocks is run.blocks and begin >= run.parting)):
+                part = blocks[: begin - 1 : -1]
+                del blocks[begin:]
+                if run is not None:  # whose blocks these are
+                    idle.left = run.live = begin
+                    self._found.walked = None
+                return taken + part if taken else part
+            if run is None or (blocks is run.blocks and not run.parting):
+                part = blocks[::-1]
+                idle.left = 0
+                if run is not None:
+                    run.idle.remove(idle)
+                    self._found.empty(run)
             elif idle.left:
-                part = self._part(idle, count)
-                if not idle.left:
-                    queue.popleft()
+                part = self._part(idle, run, count)
             else:
                 self._empty -= 1
                 queue.popleft()
                 continue
+            if not idle.left:
+                queue.popleft()
             count -= len(part)
-            if taken:
-                taken += part
-            else:
-                taken = part
+            taken = taken + part if taken else part
         return taken
 
-    def _part(self, idle: Idle, count: int) -> Ids:
+    def _part(self, idle: Idle, run: BlockRun, count: int) -> Ids:
         """Up to so many blocks off the end of a stretch, the last one first."""
-        run, blocks = idle.run, idle.blocks
+        run.alone()
+        blocks = idle.blocks
         part = blocks[-count:]
         full = idle.left == len(blocks)
         del blocks[-count:]
