@@ -186,6 +186,8 @@ class Paged:
         self.free_blocks = pool.blocks
         self.copies: list[tuple[int, int]] = []
         self._sharing = Sharing(pool.block_tokens)
+        self._forked = False
+        """Set once sequences of one request share blocks: requests share full ones alone, into which nobody writes."""
         self._overhang_tokens = 0
         self._joined = 0
         self._phases: list[list[Holding]] = [[] for _ in range(pool.block_tokens)]
@@ -254,8 +256,8 @@ class Paged:
 
     def grow(self, req: Request, tokens: int) -> bool:
         holding = self._holdings.get(req)
-        slots = req.computed + tokens
-        count = self.pool.blocks_for(slots)
+        slots, size = req.computed + tokens, self.pool.block_tokens
+        count = -(-slots // size)
         if holding is None:
             if count > self.free_blocks:
                 return False
@@ -264,7 +266,7 @@ class Paged:
             if holding.ahead_tokens:
                 count = self.pool.blocks_for(self._with_lookahead(slots, holding.ahead_tokens))
             count -= len(holding.blocks)
-            if self._sharing.holders and not self.owns_tail(req):
+            if self._forked and not self.owns_tail(req):
                 if max(count, 0) + 1 > self.free_blocks:
                     return False
                 self._copy_tail(req, holding)
@@ -272,16 +274,14 @@ class Paged:
                 return False
         if count > 0:
             holding.blocks += self._take(count)
-            self._count_overhang(holding, count)
+            if len(holding.blocks) * size > holding.final_kv_tokens:
+                self._count_overhang(holding, count)
         return True
 
     def _count_overhang(self, holding: Holding, count: int) -> int:
-        """Slots never to be filled that came with the last so many blocks of a sequence."""
+        """Slots never to be filled that came with the last so many blocks of a sequence, where there are any."""
         size = self.pool.block_tokens
-        over = len(holding.blocks) * size - holding.final_kv_tokens
-        if over <= 0:
-            return 0
-        unfilled = min(over, count * size)
+        unfilled = min(len(holding.blocks) * size - holding.final_kv_tokens, count * size)
         self._overhang_tokens += unfilled
         return unfilled
 
@@ -333,6 +333,7 @@ class Paged:
     def fork(self, parent: Request, child: Request) -> None:
         if child in self._holdings:
             self.release(child)
+        self._forked = True
         blocks = self._holdings[parent].blocks
         self._sharing.share(blocks, parent.computed)
         self._open(child).blocks = blocks[:]

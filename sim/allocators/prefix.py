@@ -16,7 +16,7 @@ from sim.allocators.paged import Holding, Paged, taken_from
 from sim.engine.memory import NULL_BLOCK, Ids, KvPool, ids_between, ids_of
 from sim.engine.names import Names
 from sim.engine.request import Request, index_of
-from sim.engine.runs import BlockRun, Found, IdleQueue
+from sim.engine.runs import BlockRun, Found, IdleQueue, Place
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -66,6 +66,7 @@ class Prefix(Paged):
         self._forget = not keep_uncomputed
         # Blocks that nobody holds, in the order in which they will be taken: first those that never were.
         self._fresh = 1
+        self._end = self.pool.blocks + 1
         self._runs = Found()
         self._idle = IdleQueue(self._runs)
         self._by_runs = True
@@ -103,8 +104,13 @@ class Prefix(Paged):
             return self._admitted(req, tokens)
         pieces = self._runs.hit(self._names(req), hits)
         # A hit block that nobody holds leaves the free queue like a new one.
-        idle = [self._idle.of(piece) for piece in pieces]
-        unheld = sum(len(blocks) for places in idle for _, _, blocks in places)
+        idle: list[list[Place]] = []
+        unheld = 0
+        for piece in pieces:
+            places = self._idle.of(piece)
+            idle.append(places)
+            for _, _, blocks in places:
+                unheld += len(blocks)
         if not self._has_room(req, self._asked_blocks(req, tokens) - hits + unheld):
             return False
         self._helped += 1
@@ -112,10 +118,13 @@ class Prefix(Paged):
         for (run, start, stop), places in zip(pieces, idle, strict=True):
             blocks = run.blocks[: stop - start]
             shared += blocks
+            if not places:
+                self._share(run, blocks)
+                continue
             free = [block for _, _, some in places for block in some]
             if len(free) < len(blocks):
                 run.shared = True
-                held = _without(blocks, free) if free else blocks
+                held = _without(blocks, free)
                 self._sharing.share(held, len(held) * self.pool.block_tokens)
             for place in places:
                 self._idle.leave(*place)
@@ -126,6 +135,35 @@ class Prefix(Paged):
         holding.cached_blocks = hits
         holding.certain_tokens = req.known
         return self._admitted(req, tokens)
+
+    def _share(self, run: BlockRun, blocks: Ids) -> None:
+        """One holder more of a run's first blocks, which all have one."""
+        count = len(blocks)
+        if count == run.width:
+            run.crowd += 1
+            self._sharing.saved_tokens += count * self.pool.block_tokens
+            return
+        self._disperse(run)
+        self._sharing.share(blocks, count * self.pool.block_tokens)
+        run.shared = True
+        if self._by_runs:
+            run.width = count
+
+    def _disperse(self, run: BlockRun) -> None:
+        """Let each block of a run count all who hold it."""
+        if run.crowd:
+            holders = self._sharing.holders
+            for block in run.blocks[: run.width]:
+                holders[block] += run.crowd
+            run.crowd = 0
+        run.width = 0
+
+    def _go_by_blocks(self) -> None:
+        """From now on runs do not tell who holds what."""
+        if self._by_runs:
+            self._by_runs = False
+            for run in self._runs.heads.values():
+                self._disperse(run)
 
     def _has_room(self, req: Request, blocks: int) -> bool:
         if blocks <= self._free_for_admission():
@@ -175,7 +213,7 @@ class Prefix(Paged):
         self._enter(req, (certain - self.hashes_look_ahead) // self.pool.block_tokens)
 
     def fork(self, parent: Request, child: Request) -> None:
-        self._by_runs = False
+        self._go_by_blocks()
         Paged.fork(self, parent, child)
         self._share_names(parent, child)
 
@@ -226,8 +264,8 @@ class Prefix(Paged):
         """Count the request's first `blocks` blocks as findable, and enter those that another request could find."""
         holding = self._holdings[req]
         if blocks > holding.cached_blocks and req not in self._awaiting:
-            if req.prefix is not None:
-                self._name(req, holding, holding.cached_blocks, min(blocks, self._shareable(req)))
+            if req.prefix is not None and (last := min(blocks, self._names(req).told)) > holding.cached_blocks:
+                self._name(req, holding, holding.cached_blocks, last)
             holding.cached_blocks = blocks
 
     def _enter_own(self, req: Request, holding: Holding) -> None:
@@ -271,7 +309,7 @@ class Prefix(Paged):
 
     def _unname(self, req: Request, holding: Holding, first: int, last: int) -> None:
         """Let nobody find a request's blocks from `first` to before `last`."""
-        self._by_runs = False
+        self._go_by_blocks()
         for run, start, stop in self._runs.pieces(self._names(req), last):
             if stop > first:
                 begin = max(start, first)
@@ -279,18 +317,13 @@ class Prefix(Paged):
 
     def _take(self, count: int) -> Ids:
         self.free_blocks -= count
-        if not self._unnamed:
-            return self._take_next(count)
-        taken = taken_from(self._unnamed, count)
-        return taken if len(taken) == count else taken + self._take_next(count - len(taken))
-
-    def _take_next(self, count: int) -> Ids:
-        """Those that were never taken, and then those off the queue."""
-        fresh = self._fresh
-        if fresh > self.pool.blocks:
+        if self._fresh == self._end and not self._unnamed:
             return self._idle.take(count)
-        self._fresh = min(fresh + count, self.pool.blocks + 1)
-        taken = ids_between(fresh, self._fresh)
+        taken = taken_from(self._unnamed, count)
+        if len(taken) < count:
+            first = self._fresh
+            self._fresh = min(first + count - len(taken), self._end)
+            taken += ids_between(first, self._fresh)
         return taken if len(taken) == count else taken + self._idle.take(count - len(taken))
 
     def _return(self, req: Request, holding: Holding) -> None:
@@ -316,6 +349,11 @@ class Prefix(Paged):
         """Give back one holder's share of a run's first blocks; those that nobody holds now are free."""
         count = len(blocks)
         if self._sharing.holders and (run.shared or not self._by_runs):
+            if run.crowd and count == run.width and blocks == run.blocks[:count]:
+                run.crowd -= 1
+                self._sharing.saved_tokens -= count * self.pool.block_tokens
+                return
+            self._disperse(run)
             free = self._sharing.drop(blocks)
             if not free:
                 return
