@@ -335,7 +335,7 @@ class MeasuredAttention:
                 continue
             # Rows that fill their window are alike.
             tail = (
-                None if span else Tail.of(layers * kernel.at(1, 0.0).seconds, line.rate, self._cut(decodes, captured))
+                None if span else Tail(layers * kernel.at(1, 0.0).seconds, line.rate, self._cut(decodes, captured))
             )
             costs[bool(span)] = ContextCost(line, tail=tail)
         return costs.get(False), costs.get(True)

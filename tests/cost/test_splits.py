@@ -82,7 +82,7 @@ def test_one_step_and_a_span_give_the_same_bits(
     later = advanced(Shape(decode_lengths=lengths), step).decode_lengths
     assert later == grouped([context + step for context in contexts])
     assert cut.idle_tokens(later, 0) == idle
-    span = cut.idle_each(lengths, range(40))
+    span = cut.idle_each(lengths, 0, 40)
     assert span == [cut.idle_tokens(lengths, each) for each in range(40)]
 
 
@@ -124,7 +124,7 @@ def test_what_is_left_out_of_a_span_is_hidden(
     """Whether a span looks at each row or sees that none matters, its steps take what each takes by itself."""
     rows, context, longest = len(contexts), sum(contexts), max(contexts)
     line = Line([(0.0, Price(1.0 + offset * context, MEASURED))], slope)
-    cost = ContextCost(line, tail=Tail.of(1.0, 1.0, Cut(rows, heads, processors, 128, 256)))
+    cost = ContextCost(line, tail=Tail(1.0, 1.0, Cut(rows, heads, processors, 128, 256)))
     lengths = grouped(contexts)
     shape = Shape(decodes=rows, decode_context=context, decode_longest=longest, decode_lengths=lengths)
     steps = [cost.at(context + i * rows, (longest + i) * rows, lengths, i) for i in range(repeats)]
