@@ -108,6 +108,13 @@ class Kernel:
             rank = max(rank, part_rank)
         return Price(share * self._guide(point), rank)
 
+    def both(self, point: Point, other: float) -> tuple[float, int, float, int]:
+        """Seconds and rank of `at` at a point of four axes, and at the one whose second coordinate is `other`."""
+        if self._own is not None:
+            return self._own.both(point, other)
+        price, more = self.at(*point), self.at(point[0], other, *point[2:])
+        return price.seconds, price.rank, more.seconds, more.rank
+
     def each(self, xs: Ints) -> Prices:
         """`at` of so many points of a table with one axis, to the bit."""
         if self._own is not None:
