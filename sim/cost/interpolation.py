@@ -257,7 +257,7 @@ class _Axis:
 class _LastAxis:
     """The innermost axis, whose points have prices."""
 
-    __slots__ = ("_edges", "axis", "before", "form", "guide", "pieces", "ranks", "seconds", "values")
+    __slots__ = ("_curve", "_edges", "axis", "before", "form", "guide", "pieces", "ranks", "seconds", "values")
 
     def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
         self.axis, self.values, self.before = axis, values, before
@@ -271,6 +271,7 @@ class _LastAxis:
             for (left, low, low_rank), (right, high, high_rank) in pairwise(here)
         ]
         """Of each piece between two values: (its begin, its width, what stands there, the rise to its end, rank)."""
+        self._curve: Curve | None = None
         self._edges: dict[int, float] = {}
         """What the guide says of the first and the last value, where a price was asked for beyond."""
 
@@ -287,14 +288,21 @@ class _LastAxis:
             if self.form == "linear":
                 return start + rise * ((x - left) / width), rank
             ends = self.seconds[above - 1], self.seconds[above]
-            return _between(self.form, (left, values[above]), ends, x, _line(self.guide, self.before, ())), rank
+            return _between(self.form, (left, values[above]), ends, x, self._guided()), rank
         edge = 0 if not above else last - 1
+        curve = self._curve or self._guided()
         known = self._edges.get(edge)
         if known is None:
-            known = self._edges[edge] = self.guide((*self.before, values[edge]))
+            known = self._edges[edge] = curve(values[edge])
         rank = self.ranks[edge]
-        seconds = self.seconds[edge] * (self.guide((*self.before, x)) / known)
-        return seconds, rank if rank > EXTRAPOLATED else EXTRAPOLATED
+        return self.seconds[edge] * (curve(x) / known), rank if rank > EXTRAPOLATED else EXTRAPOLATED
+
+    def _guided(self) -> Curve:
+        """The guide along this line; a guide may have a quicker way, of the same seconds."""
+        if self._curve is None:
+            along = getattr(self.guide, "along", None)
+            self._curve = _line(self.guide, self.before, ()) if along is None else along(self.before)
+        return self._curve
 
     def beyond(self, xs: Floats | Ints) -> Prices:
         """`at` of each of so many points outside of the line, which is the only one."""
