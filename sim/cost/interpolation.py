@@ -77,7 +77,7 @@ class Measured(NamedTuple):
 class PriceGrid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
-    __slots__ = ("_lines", "_planes", "_root")
+    __slots__ = ("_lines", "root")
 
     def __init__(self, points: Mapping[Point, Price] | Measured, forms: Sequence[str], guide: Guide) -> None:
         """`points` all have as many coordinates as there are forms; the first is the outermost axis.
@@ -87,28 +87,11 @@ class PriceGrid:
         if not points or not set(forms) <= set(FORMS):
             raise ValueError(f"a grid needs a point, and of each axis one of {', '.join(FORMS)}")
         self._lines = _Lines(points if isinstance(points, Measured) else Measured.of(points), forms, guide)
-        self._root = self._lines.line(0, 0, ())
-        self._planes: dict[tuple[float, float], _Plane | None] = {}
+        self.root = self._lines.line(0, 0, ())
 
     def at(self, point: Point) -> Price:
         """The price at a point, which has one coordinate per axis."""
-        return price_of(self._root.at(point))
-
-    def both(self, point: Point, other: float) -> tuple[float, int, float, int]:
-        """Seconds and rank at a point of four axes, and at the one whose second coordinate is `other`: to the bit what
-        `at` says of each."""
-        place = point[0], point[2]
-        plane = self._planes.get(place)
-        if plane is None and place not in self._planes and len(self._planes) < _MOST_PLANES:
-            plane = self._planes[place] = _plane_of(self._root, point[0], point[2])
-        if plane is not None:
-            seconds, rank = plane.at(point[1], point)
-            others, other_rank = plane.at(other, point)
-            if rank > _BEYOND < other_rank:
-                return seconds, rank, others, other_rank
-        seconds, rank = self._root.at(point)
-        others, other_rank = self._root.at((point[0], other, *point[2:]))
-        return seconds, rank, others, other_rank
+        return price_of(self.root.at(point))
 
     def each(self, point: Sequence[Floats | Ints]) -> Prices:
         """The prices at many points, of which `point` has the coordinates along each axis: to the bit those of each."""
@@ -116,17 +99,17 @@ class PriceGrid:
         left = np.isnan(seconds)
         if left.any():
             rest = [axis[left] for axis in point]
-            if isinstance(self._root, _LastAxis) and self._root.form in _STRAIGHT:
-                seconds[left], ranks[left] = self._root.beyond(rest[0])
+            if isinstance(self.root, LastAxis) and self.root.form in _STRAIGHT:
+                seconds[left], ranks[left] = self.root.beyond(rest[0])
             else:
                 places = list(zip(*(axis.tolist() for axis in rest), strict=True))
-                known = {place: self._root.at(place) for place in set(places)}
+                known = {place: self.root.at(place) for place in set(places)}
                 seconds[left], ranks[left] = zip(*(known[place] for place in places), strict=True)
         return seconds, ranks
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""
-        return self._root.last_values(outer)
+        return self.root.last_values(outer)
 
 
 class _Lines:
@@ -155,15 +138,15 @@ class _Lines:
             self._begins.append(np.append(np.searchsorted(rows, before), len(rows)))
             before = rows
 
-    def line(self, axis: int, number: int, before: Point) -> _Axis | _LastAxis:
+    def line(self, axis: int, number: int, before: Point) -> Axis | LastAxis:
         """One line of an axis; `before` are the coordinates at which it stands on the axes before."""
         begin, end = self._begins[axis][number : number + 2].tolist()
         values = self._values[axis][begin:end].tolist()
-        return (_Axis if axis < self.last else _LastAxis)(self, axis, begin, values, before)
+        return (Axis if axis < self.last else LastAxis)(self, axis, begin, values, before)
 
     def each(self, axis: int, lines: Ints, point: Sequence[Floats | Ints]) -> Prices:
         """The prices at many points from an axis on, each on a line of that axis; seconds are nan of those that lie
-        beyond one, or on one whose form is made of the guide."""
+        beyond one but for the last of several, or on one whose form is made of the guide."""
         values, begins, x = self._values[axis], self._begins[axis], point[axis]
         different = np.unique(values)
         stride = len(different) + 1
@@ -185,8 +168,35 @@ class _Lines:
             seconds[inside] = [root**2 for root in here.tolist()] if self.forms[axis] == "sqrt" else here
             ranks[inside] = np.maximum(np.maximum(low_ranks, ranks[inside]), INTERPOLATED)
             apart &= ~inside
+        beyond = apart & ((above == begins[lines]) | (above == end))
+        if axis == self.last > 0 and beyond.any():
+            seconds[beyond], ranks[beyond] = zip(
+                *self._beyond(lines[beyond], right[beyond].tolist(), x[beyond].tolist()), strict=True
+            )
+            apart &= ~beyond
         seconds[apart] = np.nan
         return seconds, ranks
+
+    def _beyond(self, lines: Ints, edges: list[int], xs: list[float]) -> list[tuple[float, int]]:
+        """(seconds, rank) of places beyond these ends of lines of the last axis."""
+        axes: list[list[float]] = []
+        """Where the lines stand on the axes before, the nearest first."""
+        for values, begins in zip(self._values[-2::-1], self._begins[-2::-1], strict=True):
+            axes.append(values[lines].tolist())
+            lines = np.searchsorted(begins, lines, "right") - 1
+        curves: dict[int, tuple[Curve, float, float, int]] = {}
+        """Of each end: the guide along its line, what it says there, what was measured there, the rank."""
+        known: dict[tuple[int, float], tuple[float, int]] = {}
+        for before, edge, x in zip(zip(*reversed(axes), strict=True), edges, xs, strict=True):
+            if (edge, x) in known:
+                continue
+            if edge not in curves:
+                curve = _guided(self.guide, before)
+                value, seconds = self._values[self.last][edge].item(), self.seconds[edge].item()
+                curves[edge] = curve, curve(value), seconds, max(self.ranks[edge].item(), EXTRAPOLATED)
+            curve, at_edge, seconds, rank = curves[edge]
+            known[edge, x] = seconds * (curve(x) / at_edge), rank
+        return [known[place] for place in zip(edges, xs, strict=True)]
 
     def _behind(self, axis: int, at: Ints, point: Sequence[Floats | Ints]) -> Prices:
         """What stands at these values of an axis."""
@@ -195,7 +205,7 @@ class _Lines:
         return self.each(axis + 1, at, point)
 
 
-class _Axis:
+class Axis:
     """An axis of a grid and all behind it: sorted values, and what stands at each; `before` are those of the axes
     before, at which it stands.
 
@@ -208,10 +218,10 @@ class _Axis:
     def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
         self.lines, self.axis, self.begin, self.values, self.before = lines, axis, begin, values, before
         self.form = lines.forms[axis]
-        self.children: list[_Axis | _LastAxis | None] = [None] * len(values)
+        self.children: list[Axis | LastAxis | None] = [None] * len(values)
         """Made when first asked for, since most lines of a great grid never are."""
 
-    def _child(self, at: int) -> _Axis | _LastAxis:
+    def child(self, at: int) -> Axis | LastAxis:
         made = self.lines.line(self.axis + 1, self.begin + at, (*self.before, self.values[at]))
         self.children[at] = made
         return made
@@ -221,11 +231,11 @@ class _Axis:
         x, values, children = point[self.axis], self.values, self.children
         above, last = bisect_left(values, x), len(values)
         if above < last and (right := values[above]) == x:
-            return (children[above] or self._child(above)).at(point)
+            return (children[above] or self.child(above)).at(point)
         if 0 < above < last:
             left = values[above - 1]
-            low, low_rank = (children[above - 1] or self._child(above - 1)).at(point)
-            high, high_rank = (children[above] or self._child(above)).at(point)
+            low, low_rank = (children[above - 1] or self.child(above - 1)).at(point)
+            high, high_rank = (children[above] or self.child(above)).at(point)
             if self.form == "linear":
                 seconds = low + (high - low) * ((x - left) / (right - left))
             elif self.form == "sqrt":
@@ -236,7 +246,7 @@ class _Axis:
             rank = low_rank if low_rank > high_rank else high_rank
             return seconds, rank if rank > INTERPOLATED else INTERPOLATED
         edge = min(above, last - 1)
-        seconds, rank = (children[edge] or self._child(edge)).at(point)
+        seconds, rank = (children[edge] or self.child(edge)).at(point)
         curve = self._curve(point)
         return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
 
@@ -250,11 +260,11 @@ class _Axis:
         beside = {min(above, len(self.values) - 1)}
         if above == len(self.values) or self.values[above] != outer[0]:
             beside.add(max(0, above - 1))
-        lines = [self.children[at] or self._child(at) for at in beside]
+        lines = [self.children[at] or self.child(at) for at in beside]
         return sorted({value for line in lines for value in line.last_values(outer[1:])})
 
 
-class _LastAxis:
+class LastAxis:
     """The innermost axis, whose points have prices."""
 
     __slots__ = ("_curve", "_edges", "axis", "before", "form", "guide", "pieces", "ranks", "seconds", "values")
@@ -276,7 +286,7 @@ class _LastAxis:
         """What the guide says of the first and the last value, where a price was asked for beyond."""
 
     def at(self, point: Point) -> tuple[float, int]:
-        """As `_Axis.at`."""
+        """As `Axis.at`."""
         x, values = point[self.axis], self.values
         above, last = bisect_left(values, x), len(values)
         if above < last and values[above] == x:
@@ -298,10 +308,9 @@ class _LastAxis:
         return self.seconds[edge] * (curve(x) / known), rank if rank > EXTRAPOLATED else EXTRAPOLATED
 
     def _guided(self) -> Curve:
-        """The guide along this line; a guide may have a quicker way, of the same seconds."""
+        """The guide along this line."""
         if self._curve is None:
-            along = getattr(self.guide, "along", None)
-            self._curve = _line(self.guide, self.before, ()) if along is None else along(self.before)
+            self._curve = _guided(self.guide, self.before)
         return self._curve
 
     def beyond(self, xs: Floats | Ints) -> Prices:
@@ -317,120 +326,15 @@ class _LastAxis:
         return self.values
 
 
-_MOST_PLANES = 4_096
-_BEYOND = -1
-_LAST_OF_FOUR = 3
-
-
-class _Plane:
-    """Prices along the second and the last of four axes, at one place of the first and at one of the third where points
-    were measured: to the bit what `_Axis.at` says, which asks eleven lines, most of which are alike in where a
-    coordinate lies.
-    """
-
-    __slots__ = ("_beside", "_columns", "_share", "_single", "_third", "_values")
-
-    def __init__(self, beside: tuple[_Axis, _Axis], share: float, third: float) -> None:
-        """`beside` are those of the first axis that the place lies between, `share` of the way from one to the other;
-        the same one twice where it is one's own."""
-        self._beside, self._share, self._third = beside, share, third
-        self._single = beside[0] is beside[1]
-        self._values = beside[0].values
-        self._columns: list[_Column | None] = [None] * len(self._values)
-
-    def at(self, x: float, point: Point) -> tuple[float, int]:
-        """(seconds, rank) where the second coordinate is `x` and the last one the point's; `_BEYOND` for the rank where
-        another is to be asked."""
-        values = self._values
-        above = bisect_left(values, x)
-        if above == len(values) or (not above and values[0] != x):
-            return 0.0, _BEYOND
-        column = self._columns[above] or self._column(above)
-        first, second, rank = column.at(point)
-        right = values[above]
-        if right != x:
-            column = self._columns[above - 1] or self._column(above - 1)
-            low, other, low_rank = column.at(point)
-            if low_rank == _BEYOND:
-                return 0.0, _BEYOND
-            left = values[above - 1]
-            share = (x - left) / (right - left)
-            first = low + (first - low) * share
-            second = other + (second - other) * share
-            if low_rank > rank > _BEYOND:
-                rank = low_rank
-            if rank == MEASURED:
-                rank = INTERPOLATED
-        if self._single or rank == _BEYOND:
-            return first, rank
-        root = sqrt(first)
-        seconds = (root + (sqrt(second) - root) * self._share) ** 2
-        return seconds, rank if rank > INTERPOLATED else INTERPOLATED
-
-    def _column(self, at: int) -> _Column:
-        lines: list[_LastAxis] = []
-        for axis in self._beside:
-            across = axis.children[at] or axis._child(at)
-            assert isinstance(across, _Axis)
-            place = bisect_left(across.values, self._third)
-            if place == len(across.values) or across.values[place] != self._third:
-                break
-            line = across.children[place] or across._child(place)
-            assert isinstance(line, _LastAxis)
-            lines.append(line)
-        made = self._columns[at] = _Column(lines)
-        return made
-
-
-class _Column:
-    """The two lines of the last axis that a plane has at one of its values; none where one is missing."""
-
-    __slots__ = ("_alike", "_lines")
-
-    def __init__(self, lines: list[_LastAxis]) -> None:
-        self._lines = lines if len(lines) == 2 else []
-        self._alike = bool(self._lines) and lines[0].values == lines[1].values and lines[0].form == "sqrt"
-
-    def at(self, point: Point) -> tuple[float, float, int]:
-        """Seconds on either line, and the worse rank."""
-        lines = self._lines
-        if not lines:
-            return 0.0, 0.0, _BEYOND
-        first, second = lines
-        x, values = point[3], first.values
-        above = bisect_left(values, x)
-        if self._alike and 0 < above < len(values) and values[above] != x:
-            left, width, start, rise, rank = first.pieces[above - 1]
-            share = (x - left) / width
-            _, _, other, others_rise, other_rank = second.pieces[above - 1]
-            rank = rank if rank > other_rank else other_rank
-            return (start + rise * share) ** 2, (other + others_rise * share) ** 2, rank
-        seconds, rank = first.at(point)
-        others, other_rank = second.at(point)
-        return seconds, others, rank if rank > other_rank else other_rank
-
-
-def _plane_of(root: _Axis | _LastAxis, first: float, third: float) -> _Plane | None:
-    """The plane at such a place; None where none is: beyond the first axis, or where its form is another."""
-    if not isinstance(root, _Axis) or root.lines.last != _LAST_OF_FOUR:
-        return None
-    values, above = root.values, bisect_left(root.values, first)
-    if above == len(values) or (not above and values[0] != first):
-        return None
-    below = above if values[above] == first else above - 1
-    axes: list[_Axis] = []
-    for at in (below, above):
-        axis = root.children[at] or root._child(at)
-        assert isinstance(axis, _Axis)
-        axes.append(axis)
-    if (root.form, axes[0].form) != ("sqrt", "linear") or axes[0].values != axes[1].values:
-        return None
-    share = (first - values[below]) / (values[above] - values[below]) if below < above else 0.0
-    return _Plane((axes[0], axes[1]), share, third)
-
-
 def _line(guide: Guide, before: Point, behind: Point) -> Curve:
     return lambda x: guide((*before, x, *behind))
+
+
+def _guided(guide: Guide, before: Point) -> Curve:
+    """The guide along the last axis, for which it may have a quicker way, of the same seconds."""
+    along = getattr(guide, "along", None)
+    curve: Curve = _line(guide, before, ()) if along is None else along(before)
+    return curve
 
 
 def _between(form: str, ends: tuple[float, float], seconds: tuple[float, float], x: float, curve: Curve) -> float:

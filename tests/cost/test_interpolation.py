@@ -23,6 +23,7 @@ from sim.cost.interpolation import (
     PriceGrid,
     left_out,
 )
+from sim.cost.planes import Planes
 
 AXIS = st.lists(st.integers(1, 5000), min_size=2, max_size=7, unique=True).map(sorted)
 SECONDS = st.floats(1e-6, 10.0)
@@ -227,7 +228,7 @@ def test_two_points_at_once_are_each_to_the_bit(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(60):
         points, forms = four_axes(rng), rng.choice([["sqrt", "linear", "linear", "sqrt"], rng.choices(FORMS, k=4)])
-        together, alone = PriceGrid(points, forms, guide), PriceGrid(points, forms, guide)
+        together, alone = Planes(PriceGrid(points, forms, guide)), PriceGrid(points, forms, guide)
         for _ in range(40):
             first, other = rng.choice([2.0, 3.0, 5.0, 6.0]), rng.choice([7.0, 8.0, 40.5, 64.0, 70.0])
             third, last = rng.choice([0.0, 16.0, 20.0, 32.0]), rng.choice([16.0, 64.0, 81.0, rng.uniform(10.0, 300.0)])
