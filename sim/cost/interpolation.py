@@ -138,11 +138,11 @@ class _Lines:
             self._begins.append(np.append(np.searchsorted(rows, before), len(rows)))
             before = rows
 
-    def line(self, axis: int, number: int, before: Point) -> Axis | LastAxis:
+    def line(self, axis: int, number: int, before: Point) -> OuterAxis | LastAxis:
         """One line of an axis; `before` are the coordinates at which it stands on the axes before."""
         begin, end = self._begins[axis][number : number + 2].tolist()
         values = self._values[axis][begin:end].tolist()
-        return (Axis if axis < self.last else LastAxis)(self, axis, begin, values, before)
+        return (OuterAxis if axis < self.last else LastAxis)(self, axis, begin, values, before)
 
     def each(self, axis: int, lines: Ints, point: Sequence[Floats | Ints]) -> Prices:
         """The prices at many points from an axis on, each on a line of that axis; seconds are nan of those that lie
@@ -205,7 +205,7 @@ class _Lines:
         return self.each(axis + 1, at, point)
 
 
-class Axis:
+class OuterAxis:
     """An axis of a grid and all behind it: sorted values, and what stands at each; `before` are those of the axes
     before, at which it stands.
 
@@ -218,10 +218,10 @@ class Axis:
     def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
         self.lines, self.axis, self.begin, self.values, self.before = lines, axis, begin, values, before
         self.form = lines.forms[axis]
-        self.children: list[Axis | LastAxis | None] = [None] * len(values)
+        self.children: list[OuterAxis | LastAxis | None] = [None] * len(values)
         """Made when first asked for, since most lines of a great grid never are."""
 
-    def child(self, at: int) -> Axis | LastAxis:
+    def child(self, at: int) -> OuterAxis | LastAxis:
         made = self.lines.line(self.axis + 1, self.begin + at, (*self.before, self.values[at]))
         self.children[at] = made
         return made
@@ -286,7 +286,7 @@ class LastAxis:
         """What the guide says of the first and the last value, where a price was asked for beyond."""
 
     def at(self, point: Point) -> tuple[float, int]:
-        """As `Axis.at`."""
+        """As `OuterAxis.at`."""
         x, values = point[self.axis], self.values
         above, last = bisect_left(values, x), len(values)
         if above < last and values[above] == x:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from math import sqrt
 
-from sim.cost.interpolation import INTERPOLATED, MEASURED, Axis, LastAxis, Point, PriceGrid
+from sim.cost.interpolation import INTERPOLATED, MEASURED, LastAxis, OuterAxis, Point, PriceGrid
 
 _MOST_PLANES = 4_096
 _BEYOND = -1
@@ -43,13 +43,13 @@ class Planes:
 
 class _Plane:
     """Prices along the second and the last of four axes, at one place of the first and at one of the third where points
-    were measured: to the bit what `Axis.at` says, which asks eleven lines, most of which are alike in where a
+    were measured: to the bit what `OuterAxis.at` says, which asks eleven lines, most of which are alike in where a
     coordinate lies.
     """
 
     __slots__ = ("_beside", "_columns", "_share", "_single", "_third", "_values")
 
-    def __init__(self, beside: tuple[Axis, Axis], share: float, third: float) -> None:
+    def __init__(self, beside: tuple[OuterAxis, OuterAxis], share: float, third: float) -> None:
         """`beside` are those of the first axis that the place lies between, `share` of the way from one to the other;
         the same one twice where it is one's own."""
         self._beside, self._share, self._third = beside, share, third
@@ -90,7 +90,7 @@ class _Plane:
         lines: list[LastAxis] = []
         for axis in self._beside:
             across = axis.children[at] or axis.child(at)
-            assert isinstance(across, Axis)
+            assert isinstance(across, OuterAxis)
             place = bisect_left(across.values, self._third)
             if place == len(across.values) or across.values[place] != self._third:
                 break
@@ -129,18 +129,18 @@ class _Column:
         return seconds, others, rank if rank > other_rank else other_rank
 
 
-def _plane_of(root: Axis | LastAxis, first: float, third: float) -> _Plane | None:
+def _plane_of(root: OuterAxis | LastAxis, first: float, third: float) -> _Plane | None:
     """The plane at such a place; None where none is: beyond the first axis, or where its form is another."""
-    if not isinstance(root, Axis) or root.lines.last != _LAST_OF_FOUR:
+    if not isinstance(root, OuterAxis) or root.lines.last != _LAST_OF_FOUR:
         return None
     values, above = root.values, bisect_left(root.values, first)
     if above == len(values) or (not above and values[0] != first):
         return None
     below = above if values[above] == first else above - 1
-    axes: list[Axis] = []
+    axes: list[OuterAxis] = []
     for at in (below, above):
         axis = root.children[at] or root.child(at)
-        assert isinstance(axis, Axis)
+        assert isinstance(axis, OuterAxis)
         axes.append(axis)
     if (root.form, axes[0].form) != ("sqrt", "linear") or axes[0].values != axes[1].values:
         return None

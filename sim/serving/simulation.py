@@ -42,7 +42,7 @@ from sim.specs.operations import refuses
 from traces.schema import InputError
 from traces.table import Columns, ColumnTable
 
-_COLLECTED = (200_000, 20, 50)
+_COLLECTED = (500_000, 20, 50)
 """Containers made, and younger collections, until Python looks for garbage in circles (`gc.set_threshold`)."""
 
 

@@ -235,3 +235,14 @@ def test_two_points_at_once_are_each_to_the_bit(seed: int) -> None:
             point = (first, rng.choice([5.0, 8.0, 24.0, 30.0, 64.0]), third, last)
             found = together.both(point, other)
             assert found == (*alone.at(point), *alone.at((first, other, third, last)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_points_of_four_axes_are_each_to_the_bit(seed: int) -> None:
+    rng = random.Random(seed)
+    places = ((2.0, 3.0, 5.0, 6.0), (5.0, 8.0, 30.0, 64.0), (0.0, 16.0, 20.0, 40.0), (10.0, 64.0, 81.0, 200.0, 300.0))
+    asked = list(product(*places))
+    for _ in range(20):
+        grid = PriceGrid(four_axes(rng), ["sqrt", "linear", "linear", "sqrt"], guide)
+        found = grid.each([np.array(axis) for axis in zip(*asked, strict=True)])
+        assert list(zip(*(part.tolist() for part in found), strict=True)) == [tuple(grid.at(point)) for point in asked]

@@ -17,7 +17,8 @@ from sim.cost.profiled import Profiled
 from sim.cost.splits import FLASH_ATTENTION_2, SATURATING, Cut, Tail, keys_of, parts, two_lengths
 from sim.cost.step import advanced
 from sim.engine.batch import Shape
-from sim.engine.lockstep import Lengths
+from sim.engine.lockstep import Lengths, Lockstep
+from sim.engine.request import Request
 from traces.schema import InputError
 
 PLAIN = llama_profile(1.3)
@@ -32,6 +33,17 @@ def grouped(contexts: list[int]) -> Lengths:
         groups.append((len(rest[:size]), sum(rest[:size])))
         rest, size = rest[size:], sum(rows for rows, _ in groups)
     return tuple(number for group in groups for number in group)
+
+
+@given(CONTEXTS, st.integers(0, 50))
+def test_requests_in_lockstep_are_grouped_so(contexts: list[int], tick: int) -> None:
+    lockstep = Lockstep(ranks=True)
+    for number, context in enumerate(contexts):
+        req = Request(number, 0.0, context + 50, 100)
+        req.computed, req.known, req.seat.seq = context, context + 1, number
+        lockstep.join(req)
+    lockstep.tick += tick
+    assert lockstep.lengths() == grouped([context + tick for context in contexts])
 
 
 def scheduled_tokens(contexts: list[int], heads: int, processors: int) -> float:
