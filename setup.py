@@ -20,7 +20,7 @@ ENGINE = (
     "adapters ahead batch drafting engine flight foreseeing groups host lockstep lost memory names request roster runs "
     "shapes staged step tally tiers tokens verifying"
 )
-COST = "attention contexts gemm interpolation kernels layers lookup operations profiled roofline splits step"
+COST = "attention contexts gemm interpolation kernels layers lookup operations planes profiled roofline splits step"
 SERVING = "cluster executor front_end replica source"
 SPECULATION = "acceptance adaptive drafters"
 COMPILED = [

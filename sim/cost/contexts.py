@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from sim.engine.lockstep import Lengths
 _VECTOR_SPAN, _UNEVEN_VECTOR_SPAN = 64, 12
 
 
-class ContextCost(NamedTuple):
+class ContextCost:
     """Decode attention of so many rows by the sum of their contexts.
 
     `line` is for rows that are alike. Uneven ones cost, where the kernel's rule is known, at least its `tail`; else
@@ -25,16 +25,19 @@ class ContextCost(NamedTuple):
     work out evenly, 1 for those that pad.
     """
 
-    line: Line
-    uneven: float = 0.0
-    tail: Tail | None = None
+    __slots__ = ("line", "tail", "uneven")
+
+    def __init__(self, line: Line, uneven: float = 0.0, tail: Tail | None = None) -> None:
+        self.line = line
+        self.uneven = uneven
+        self.tail = tail
 
     def at(self, context: int, longest: int, lengths: Lengths = (), step: int = 0) -> float:
         """Seconds where contexts add up to `context`, and would to `longest` were all as the longest; 0: unknown.
 
         `lengths` are those of a span of which this is step number `step`.
         """
-        line, uneven, tail = self
+        line, uneven, tail = self.line, self.uneven, self.tail
         seconds = line.at(context)
         if longest <= context:
             return seconds
@@ -70,7 +73,7 @@ class ContextCost(NamedTuple):
 
     def span_s(self, shape: Shape, repeats: int, fixed_s: float, least_s: float) -> list[float]:
         """Seconds of each of a span's steps: `fixed_s` and attention, at least `least_s`."""
-        line, uneven, tail = self
+        line, uneven, tail = self.line, self.uneven, self.tail
         decodes, context = shape[1], shape[2]
         last = context + decodes * (repeats - 1)
         start, value, slope, end = line.piece(context)
@@ -79,8 +82,8 @@ class ContextCost(NamedTuple):
             longest = shape.decode_longest * decodes
             even = longest <= context
             if not even and tail is not None and last < end:
-                ends_s = value + slope * (context - start), value + slope * (last - start)
-                even = tail.is_hidden(context, decodes, shape.decode_longest, repeats - 1, ends_s)
+                first_s, last_s = value + slope * (context - start), value + slope * (last - start)
+                even = tail.is_hidden(context, decodes, shape.decode_longest, repeats - 1, first_s, last_s)
         if even and last < end:
             if repeats < _VECTOR_SPAN:
                 steps_s = [fixed_s + (value + slope * (tokens - start)) for tokens in range(context, last + 1, decodes)]
@@ -92,7 +95,7 @@ class ContextCost(NamedTuple):
         if not even and last < end and repeats < _VECTOR_SPAN:
             contexts = range(context, last + 1, decodes)
             if tail is not None and lengths:
-                floor_s, token_s, cut, _, _ = tail
+                floor_s, token_s = tail.floor_s, tail.token_s
                 steps_s = [
                     fixed_s
                     + (
@@ -101,7 +104,7 @@ class ContextCost(NamedTuple):
                         > (here_s := value + slope * (tokens - start))
                         else here_s
                     )
-                    for tokens, idle in zip(contexts, cut.idle_each(lengths, range(repeats)), strict=True)
+                    for tokens, idle in zip(contexts, tail.cut.idle_each(lengths, 0, repeats), strict=True)
                 ]
                 return steps_s if min(steps_s) > least_s else [max(step_s, least_s) for step_s in steps_s]
             more = longest - context

@@ -77,7 +77,7 @@ class Measured(NamedTuple):
 class PriceGrid:
     """Seconds on a grid that may have holes: along each axis, what was measured there differs from line to line."""
 
-    __slots__ = ("_lines", "_root")
+    __slots__ = ("_lines", "root")
 
     def __init__(self, points: Mapping[Point, Price] | Measured, forms: Sequence[str], guide: Guide) -> None:
         """`points` all have as many coordinates as there are forms; the first is the outermost axis.
@@ -87,11 +87,11 @@ class PriceGrid:
         if not points or not set(forms) <= set(FORMS):
             raise ValueError(f"a grid needs a point, and of each axis one of {', '.join(FORMS)}")
         self._lines = _Lines(points if isinstance(points, Measured) else Measured.of(points), forms, guide)
-        self._root = self._lines.line(0, 0, ())
+        self.root = self._lines.line(0, 0, ())
 
     def at(self, point: Point) -> Price:
         """The price at a point, which has one coordinate per axis."""
-        return price_of(self._root.at(point))
+        return price_of(self.root.at(point))
 
     def each(self, point: Sequence[Floats | Ints]) -> Prices:
         """The prices at many points, of which `point` has the coordinates along each axis: to the bit those of each."""
@@ -99,17 +99,17 @@ class PriceGrid:
         left = np.isnan(seconds)
         if left.any():
             rest = [axis[left] for axis in point]
-            if isinstance(self._root, _LastAxis) and self._root.form in _STRAIGHT:
-                seconds[left], ranks[left] = self._root.beyond(rest[0])
+            if isinstance(self.root, LastAxis) and self.root.form in _STRAIGHT:
+                seconds[left], ranks[left] = self.root.beyond(rest[0])
             else:
                 places = list(zip(*(axis.tolist() for axis in rest), strict=True))
-                known = {place: self._root.at(place) for place in set(places)}
+                known = {place: self.root.at(place) for place in set(places)}
                 seconds[left], ranks[left] = zip(*(known[place] for place in places), strict=True)
         return seconds, ranks
 
     def last_values(self, outer: Point) -> list[float]:
         """Where the innermost lines around these outer coordinates have points, sorted."""
-        return self._root.last_values(outer)
+        return self.root.last_values(outer)
 
 
 class _Lines:
@@ -138,15 +138,15 @@ class _Lines:
             self._begins.append(np.append(np.searchsorted(rows, before), len(rows)))
             before = rows
 
-    def line(self, axis: int, number: int, before: Point) -> _Axis | _LastAxis:
+    def line(self, axis: int, number: int, before: Point) -> OuterAxis | LastAxis:
         """One line of an axis; `before` are the coordinates at which it stands on the axes before."""
         begin, end = self._begins[axis][number : number + 2].tolist()
         values = self._values[axis][begin:end].tolist()
-        return (_Axis if axis < self.last else _LastAxis)(self, axis, begin, values, before)
+        return (OuterAxis if axis < self.last else LastAxis)(self, axis, begin, values, before)
 
     def each(self, axis: int, lines: Ints, point: Sequence[Floats | Ints]) -> Prices:
         """The prices at many points from an axis on, each on a line of that axis; seconds are nan of those that lie
-        beyond one, or on one whose form is made of the guide."""
+        beyond one but for the last of several, or on one whose form is made of the guide."""
         values, begins, x = self._values[axis], self._begins[axis], point[axis]
         different = np.unique(values)
         stride = len(different) + 1
@@ -168,8 +168,35 @@ class _Lines:
             seconds[inside] = [root**2 for root in here.tolist()] if self.forms[axis] == "sqrt" else here
             ranks[inside] = np.maximum(np.maximum(low_ranks, ranks[inside]), INTERPOLATED)
             apart &= ~inside
+        beyond = apart & ((above == begins[lines]) | (above == end))
+        if axis == self.last > 0 and beyond.any():
+            seconds[beyond], ranks[beyond] = zip(
+                *self._beyond(lines[beyond], right[beyond].tolist(), x[beyond].tolist()), strict=True
+            )
+            apart &= ~beyond
         seconds[apart] = np.nan
         return seconds, ranks
+
+    def _beyond(self, lines: Ints, edges: list[int], xs: list[float]) -> list[tuple[float, int]]:
+        """(seconds, rank) of places beyond these ends of lines of the last axis."""
+        axes: list[list[float]] = []
+        """Where the lines stand on the axes before, the nearest first."""
+        for values, begins in zip(self._values[-2::-1], self._begins[-2::-1], strict=True):
+            axes.append(values[lines].tolist())
+            lines = np.searchsorted(begins, lines, "right") - 1
+        curves: dict[int, tuple[Curve, float, float, int]] = {}
+        """Of each end: the guide along its line, what it says there, what was measured there, the rank."""
+        known: dict[tuple[int, float], tuple[float, int]] = {}
+        for before, edge, x in zip(zip(*reversed(axes), strict=True), edges, xs, strict=True):
+            if (edge, x) in known:
+                continue
+            if edge not in curves:
+                curve = _guided(self.guide, before)
+                value, seconds = self._values[self.last][edge].item(), self.seconds[edge].item()
+                curves[edge] = curve, curve(value), seconds, max(self.ranks[edge].item(), EXTRAPOLATED)
+            curve, at_edge, seconds, rank = curves[edge]
+            known[edge, x] = seconds * (curve(x) / at_edge), rank
+        return [known[place] for place in zip(edges, xs, strict=True)]
 
     def _behind(self, axis: int, at: Ints, point: Sequence[Floats | Ints]) -> Prices:
         """What stands at these values of an axis."""
@@ -178,7 +205,7 @@ class _Lines:
         return self.each(axis + 1, at, point)
 
 
-class _Axis:
+class OuterAxis:
     """An axis of a grid and all behind it: sorted values, and what stands at each; `before` are those of the axes
     before, at which it stands.
 
@@ -191,10 +218,10 @@ class _Axis:
     def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
         self.lines, self.axis, self.begin, self.values, self.before = lines, axis, begin, values, before
         self.form = lines.forms[axis]
-        self.children: list[_Axis | _LastAxis | None] = [None] * len(values)
+        self.children: list[OuterAxis | LastAxis | None] = [None] * len(values)
         """Made when first asked for, since most lines of a great grid never are."""
 
-    def _child(self, at: int) -> _Axis | _LastAxis:
+    def child(self, at: int) -> OuterAxis | LastAxis:
         made = self.lines.line(self.axis + 1, self.begin + at, (*self.before, self.values[at]))
         self.children[at] = made
         return made
@@ -204,11 +231,11 @@ class _Axis:
         x, values, children = point[self.axis], self.values, self.children
         above, last = bisect_left(values, x), len(values)
         if above < last and (right := values[above]) == x:
-            return (children[above] or self._child(above)).at(point)
+            return (children[above] or self.child(above)).at(point)
         if 0 < above < last:
             left = values[above - 1]
-            low, low_rank = (children[above - 1] or self._child(above - 1)).at(point)
-            high, high_rank = (children[above] or self._child(above)).at(point)
+            low, low_rank = (children[above - 1] or self.child(above - 1)).at(point)
+            high, high_rank = (children[above] or self.child(above)).at(point)
             if self.form == "linear":
                 seconds = low + (high - low) * ((x - left) / (right - left))
             elif self.form == "sqrt":
@@ -219,7 +246,7 @@ class _Axis:
             rank = low_rank if low_rank > high_rank else high_rank
             return seconds, rank if rank > INTERPOLATED else INTERPOLATED
         edge = min(above, last - 1)
-        seconds, rank = (children[edge] or self._child(edge)).at(point)
+        seconds, rank = (children[edge] or self.child(edge)).at(point)
         curve = self._curve(point)
         return seconds * (curve(x) / curve(values[edge])), max(rank, EXTRAPOLATED)
 
@@ -233,14 +260,14 @@ class _Axis:
         beside = {min(above, len(self.values) - 1)}
         if above == len(self.values) or self.values[above] != outer[0]:
             beside.add(max(0, above - 1))
-        lines = [self.children[at] or self._child(at) for at in beside]
+        lines = [self.children[at] or self.child(at) for at in beside]
         return sorted({value for line in lines for value in line.last_values(outer[1:])})
 
 
-class _LastAxis:
+class LastAxis:
     """The innermost axis, whose points have prices."""
 
-    __slots__ = ("_edges", "axis", "before", "form", "guide", "pieces", "ranks", "seconds", "values")
+    __slots__ = ("_curve", "_edges", "axis", "before", "form", "guide", "pieces", "ranks", "seconds", "values")
 
     def __init__(self, lines: _Lines, axis: int, begin: int, values: list[float], before: Point) -> None:
         self.axis, self.values, self.before = axis, values, before
@@ -254,11 +281,12 @@ class _LastAxis:
             for (left, low, low_rank), (right, high, high_rank) in pairwise(here)
         ]
         """Of each piece between two values: (its begin, its width, what stands there, the rise to its end, rank)."""
+        self._curve: Curve | None = None
         self._edges: dict[int, float] = {}
         """What the guide says of the first and the last value, where a price was asked for beyond."""
 
     def at(self, point: Point) -> tuple[float, int]:
-        """As `_Axis.at`."""
+        """As `OuterAxis.at`."""
         x, values = point[self.axis], self.values
         above, last = bisect_left(values, x), len(values)
         if above < last and values[above] == x:
@@ -270,12 +298,20 @@ class _LastAxis:
             if self.form == "linear":
                 return start + rise * ((x - left) / width), rank
             ends = self.seconds[above - 1], self.seconds[above]
-            return _between(self.form, (left, values[above]), ends, x, _line(self.guide, self.before, ())), rank
-        edge = min(above, last - 1)
+            return _between(self.form, (left, values[above]), ends, x, self._guided()), rank
+        edge = 0 if not above else last - 1
+        curve = self._curve or self._guided()
         known = self._edges.get(edge)
         if known is None:
-            known = self._edges[edge] = self.guide((*self.before, values[edge]))
-        return self.seconds[edge] * (self.guide((*self.before, x)) / known), max(self.ranks[edge], EXTRAPOLATED)
+            known = self._edges[edge] = curve(values[edge])
+        rank = self.ranks[edge]
+        return self.seconds[edge] * (curve(x) / known), rank if rank > EXTRAPOLATED else EXTRAPOLATED
+
+    def _guided(self) -> Curve:
+        """The guide along this line."""
+        if self._curve is None:
+            self._curve = _guided(self.guide, self.before)
+        return self._curve
 
     def beyond(self, xs: Floats | Ints) -> Prices:
         """`at` of each of so many points outside of the line, which is the only one."""
@@ -292,6 +328,13 @@ class _LastAxis:
 
 def _line(guide: Guide, before: Point, behind: Point) -> Curve:
     return lambda x: guide((*before, x, *behind))
+
+
+def _guided(guide: Guide, before: Point) -> Curve:
+    """The guide along the last axis, for which it may have a quicker way, of the same seconds."""
+    along = getattr(guide, "along", None)
+    curve: Curve = _line(guide, before, ()) if along is None else along(before)
+    return curve
 
 
 def _between(form: str, ends: tuple[float, float], seconds: tuple[float, float], x: float, curve: Curve) -> float:

@@ -353,10 +353,22 @@ def _decode(kernels: Kernels, group: Row) -> Guide:
     return seconds
 
 
-def _mixed(kernels: Kernels, group: Row) -> Guide:
-    # Around one point all lines of a grid share either part.
-    prefill, decode = map(lru_cache(_MOST_POINTS), (_prefill(kernels, group), _decode(kernels, group)))
-    return lambda point: prefill((1.0, point[2], point[3])) + decode((point[0], point[1]))
+class _Mixed:
+    """Prompts and decode rows in one launch; around one point all lines of a grid share either part."""
+
+    __slots__ = ("_decode", "_prefill")
+
+    def __init__(self, kernels: Kernels, group: Row) -> None:
+        self._prefill = lru_cache(_MOST_POINTS)(_prefill(kernels, group))
+        self._decode = lru_cache(_MOST_POINTS)(_decode(kernels, group))
+
+    def __call__(self, point: tuple[float, ...]) -> float:
+        return self._prefill((1.0, point[2], point[3])) + self._decode((point[0], point[1]))
+
+    def along(self, before: tuple[float, ...]) -> Callable[[float], float]:
+        """The same along the last axis."""
+        prefill, past, decode_s = self._prefill, before[2], self._decode((before[0], before[1]))
+        return lambda new: prefill((1.0, past, new)) + decode_s
 
 
 def _latent_prefill(kernels: Kernels, group: Row) -> Guide:
@@ -427,7 +439,7 @@ _GUIDES: Mapping[str, Callable[[Kernels, Row], Guide]] = {
     "expert_layer": _expert_layer,
     "prefill_attention": _prefill,
     "decode_attention": _decode,
-    "mixed_attention": _mixed,
+    "mixed_attention": _Mixed,
     "latent_prefill_attention": _latent_prefill,
     "latent_decode_attention": _latent_decode,
     "elementwise": _elementwise,

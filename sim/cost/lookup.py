@@ -31,6 +31,7 @@ from sim.cost.interpolation import (
     Prices,
 )
 from sim.cost.kernels import guide_of
+from sim.cost.planes import Planes
 from sim.cost.profile import Profile
 from sim.cost.schema import DERIVED as DERIVED_ROW
 from sim.cost.schema import TABLES
@@ -86,7 +87,7 @@ class Kernel:
     `uneven` is what of attention's time follows the longest context of decode rows instead of the mean.
     """
 
-    __slots__ = ("_guide", "_least_rank", "_own", "_parts", "uneven")
+    __slots__ = ("_guide", "_least_rank", "_own", "_parts", "_planes", "uneven")
 
     def __init__(
         self, guide: Guide, parts: Sequence[tuple[PriceGrid, Guide, float]], least_rank: int, uneven: Uneven
@@ -96,6 +97,7 @@ class Kernel:
         self._parts = parts
         self._least_rank = least_rank
         self._own = parts[0][0] if least_rank == MEASURED else None
+        self._planes = Planes(self._own) if self._own is not None else None
 
     def at(self, *point: float) -> Price:
         """Seconds of one launch at a point of the table's axes."""
@@ -107,6 +109,13 @@ class Kernel:
             share += weight * seconds / guide(point)
             rank = max(rank, part_rank)
         return Price(share * self._guide(point), rank)
+
+    def both(self, point: Point, other: float) -> tuple[float, int, float, int]:
+        """Seconds and rank of `at` at a point of four axes, and at the one whose second coordinate is `other`."""
+        if self._planes is not None:
+            return self._planes.both(point, other)
+        price, more = self.at(*point), self.at(point[0], other, *point[2:])
+        return price.seconds, price.rank, more.seconds, more.rank
 
     def each(self, xs: Ints) -> Prices:
         """`at` of so many points of a table with one axis, to the bit."""

@@ -310,13 +310,14 @@ class MeasuredAttention:
         mean = context / decodes
         prices = []
         for at, (layers, kernel) in enumerate(self._mixed):
-            seconds, rank = kernel.at(decodes, mean, past, new)
             share = self._mixed_shares[at].at(decodes) if longest > mean else 0.0
             if share:
-                most_s, most_rank = kernel.at(decodes, longest, past, new)
+                seconds, rank, most_s, most_rank = kernel.both((decodes, mean, past, new), longest)
                 if most_s > seconds:
                     seconds += share * (most_s - seconds)
                 rank = max(rank, most_rank, INTERPOLATED)
+            else:
+                seconds, rank = kernel.at(decodes, mean, past, new)
             prices.append(price_of((layers * seconds, rank)))
         return prices[0] if len(prices) == 1 else total(prices)
 
@@ -334,9 +335,7 @@ class MeasuredAttention:
                 costs[bool(span)] = ContextCost(line, kernel.uneven.at(decodes))
                 continue
             # Rows that fill their window are alike.
-            tail = (
-                None if span else Tail.of(layers * kernel.at(1, 0.0).seconds, line.rate, self._cut(decodes, captured))
-            )
+            tail = None if span else Tail(layers * kernel.at(1, 0.0).seconds, line.rate, self._cut(decodes, captured))
             costs[bool(span)] = ContextCost(line, tail=tail)
         return costs.get(False), costs.get(True)
 

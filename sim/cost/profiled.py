@@ -71,6 +71,7 @@ class Profiled(Roofline):
         "_row_parts",
         "_synchronous",
         "_together",
+        "_together_measured",
         "_token_parts",
         "profile",
     )
@@ -118,6 +119,7 @@ class Profiled(Roofline):
         tables = Tables(profile, gpu, self.efficiency)
         self._operations = Operations(model, parallel, tables, self.routing)
         self._priced = MeasuredAttention(model, parallel, tables, self.window, gpu.sms if meta.decode_splits else 0)
+        self._together_measured = self._priced.measures_mixed
         self._overheads = Overheads(model.layers, tables)
         self._token_parts = self._parts(self._roof_terms(1), self._operations.by_tokens)
         self._row_parts = self._parts(self._roof_rows(1), self._operations.by_rows)
@@ -152,7 +154,7 @@ class Profiled(Roofline):
         """As `StepCost.span_s`."""
         prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
         plain = not (prefills or copied_bytes or swapped_bytes or verifies)
-        if prefills and self._in_one_launch(shape):
+        if prefills and decodes and self._together_measured and not verifies:
             first_s, host_s = self._single_s(shape)
             return [first_s, *(self._single_s(advanced(shape, i))[0] for i in range(1, repeats))], host_s
         if plain and decodes:
@@ -199,7 +201,7 @@ class Profiled(Roofline):
 
     def _single_s(self, shape: Shape) -> tuple[float, float]:
         """(device, host) seconds of a step whose prefill and decode attention are one launch."""
-        seconds, launch_s, host_s = self._mixed(shape)
+        seconds, launch_s, host_s = self._mixed(shape, together=True)
         if self._stream is None:
             return seconds if seconds > launch_s else launch_s, host_s
         link_s, link_slope_s, link_window_s = self._link(shape)
@@ -285,7 +287,7 @@ class Profiled(Roofline):
 
     def _in_one_launch(self, shape: Shape) -> bool:
         """Whether the profile's engine attends prompts and decode rows together, and that was measured."""
-        return bool(shape.prefills and shape.decodes and not shape.verifies) and self._priced.measures_mixed
+        return bool(shape.prefills and shape.decodes and not shape.verifies) and self._together_measured
 
     def _move_terms(self, shape: Shape) -> Terms:
         terms: Terms = {}
@@ -330,15 +332,15 @@ class Profiled(Roofline):
             self._decode_memo[decodes] = entry
         return entry
 
-    def _mixed(self, shape: Shape) -> tuple[float, float, float]:
-        """The same of any step: everything but decode attention that is a launch of its own."""
+    def _mixed(self, shape: Shape, *, together: bool = False) -> tuple[float, float, float]:
+        """The same of any step: everything but decode attention that is a launch of its own; `together` with that of
+        the prompts it is none."""
         prefills, decodes, _, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
         tokens = shape_tokens(shape)
         counts = tokens, decodes, len(prefills)
         known = self._counted.get(counts) if tokens and not verifies else None
         fixed_s, launch_s, host_s = known or self._count(shape, counts)
         if prefills:
-            together = self._in_one_launch(shape)
             fixed_s += (self._one_launch(shape) if together else self._prefill_price(prefills)).seconds
         if verifies:
             fixed_s += self._verify_price(shape).seconds

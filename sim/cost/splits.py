@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -51,23 +51,28 @@ def parts(programs: int, processors: int, blocks: int) -> int:
     return next(count for count, share in filled.items() if share >= _GOOD_ENOUGH * best)
 
 
-class Cut(NamedTuple):
+class Cut:
     """How FlashAttention-2 cuts `rows` decode rows of `heads` KV heads on so many processors.
 
     `most_blocks` are the blocks of the longest context that a CUDA graph was captured for, whatever it replays; 0 where
     each launch is cut by the longest context of its own, of `keys` tokens a block.
     """
 
-    rows: int
-    heads: int
-    processors: int
-    keys: int
-    most_blocks: int = 0
+    __slots__ = ("_captured", "heads", "keys", "knee", "most_blocks", "processors", "rows")
+
+    def __init__(self, rows: int, heads: int, processors: int, keys: int, most_blocks: int = 0) -> None:
+        self.rows = rows
+        self.heads = heads
+        self.processors = processors
+        self.keys = keys
+        self.most_blocks = most_blocks
+        self.knee = processors / SATURATING
+        """Programs that saturate the memory."""
+        self._captured = parts(rows * heads, processors, most_blocks) if most_blocks else 0
 
     def parts(self, longest: int) -> int:
         """Parts of each row where the longest has so many tokens."""
-        blocks = self.most_blocks or -(-longest // self.keys)
-        return parts(self.rows * self.heads, self.processors, max(blocks, 1))
+        return self._captured or parts(self.rows * self.heads, self.processors, max(-(-longest // self.keys), 1))
 
     def idle_tokens(self, lengths: Lengths, step: int) -> float:
         """What the memory could have read of one row's tokens, all heads, while it waited for the longest rows;
@@ -78,53 +83,56 @@ class Cut(NamedTuple):
         fewer run than saturate the memory (K), it idles: the integral of K - N(y) over y, down to where half a program
         runs.
         """
-        return self.idle_each(lengths, range(step, step + 1))[0]
+        return self.idle_each(lengths, step, step + 1)[0]
 
-    def idle_each(self, lengths: Lengths, steps: range) -> list[float]:
-        """The same of several steps of a span, each to the bit what it is by itself.
+    def idle_each(self, lengths: Lengths, first: int, end: int) -> list[float]:
+        """The same of the steps of a span from `first` to before `end`, each to the bit what it is by itself.
 
         Counted from the longest row's end on, how far the others lie behind stays the same in all steps: N falls to K
         among the first so many rows, and to a half among fewer; while these stay the same ones, so do the constants of
         fixed + rate x sum of x - part / sum of x, which the integral is.
         """
-        rows_cut, heads, processors, _, most_blocks = self
-        longest_rows, longest_tokens = lengths[:2]
+        longest_rows, longest_tokens = lengths[0], lengths[1]
         longest, most = longest_tokens / longest_rows, -(-longest_tokens // longest_rows)
-        first, last = steps[0], steps[-1]
-        if first < last and not most_blocks and not self._same_cut(most, first, last):
-            return self._one_by_one(lengths, steps)
-        cut = self.parts(most + first)
-        slots, knee = min(processors, rows_cut * heads * cut), processors / SATURATING
+        last = end - 1
+        if first < last and not self.most_blocks and not self._same_cut(most, first, last):
+            return self._one_by_one(lengths, first, end)
+        cut, knee, heads = self.parts(most + first), self.knee, self.heads
+        slots = min(self.processors, self.rows * heads * cut)
         if knee <= _LAST:
-            return [0.0] * len(steps)
-        all_rows, all_tokens = lengths[::2], lengths[1::2]
-        count, total = sum(all_rows), sum(all_tokens)
+            return [0.0] * (end - first)
+        count, total = sum(lengths[::2]), sum(lengths[1::2])
         begins, ends = total + first * count, total + last * count
         saturated, saturated_last = knee / slots * begins, knee / slots * ends
         ended, ended_last = _LAST / slots * begins, _LAST / slots * ends
         members, behind, square = float(longest_rows), 0.0, 0.0
         high_members = high_mean = high_spread = 0.0
-        for rows, tokens in zip((*all_rows[1:], 0), (*all_tokens[1:], 0), strict=True):
-            gap = rows * longest - tokens
-            reach = members * (gap / rows) - behind if rows else inf
+        gap, rows, at, known = 0.0, 0, 2, len(lengths)
+        while True:
+            reach = inf
+            if at < known:
+                rows = lengths[at]
+                gap = rows * longest - lengths[at + 1]
+                reach = members * (gap / rows) - behind
             if not high_members and ended <= reach:
                 high_members, high_mean = members, behind / members
                 high_spread = square - behind * high_mean
                 if ended_last > reach:
-                    return self._one_by_one(lengths, steps)
+                    return self._one_by_one(lengths, first, end)
             if saturated <= reach:
                 if saturated_last > reach:
-                    return self._one_by_one(lengths, steps)
+                    return self._one_by_one(lengths, first, end)
                 break
             members += rows
             behind += gap
             square += gap * gap / rows
+            at += 2
         share = cut * heads
         rising = _LAST * (knee - 0.5 * _LAST) / high_members
         if slots < knee:
             # No program is left to wait for: the memory idles from the start.
             idle_tokens = []
-            for step in steps:
+            for step in range(first, end):
                 most_tokens, sums = longest + step, total + count * step
                 read = 0.5 * (square - high_spread) / sums + most_tokens * (1.0 - 0.5 * members * most_tokens / sums)
                 idle = knee * (most_tokens - high_mean) - slots * read - rising / slots * sums
@@ -147,45 +155,43 @@ class Cut(NamedTuple):
         """
         if not self.most_blocks:
             return inf, 0.0
-        rows, heads, processors, _, _ = self
-        number = self.parts(0)
-        knee, slots = processors / SATURATING, min(processors, rows * heads * number)
+        heads, number, knee = self.heads, self.parts(0), self.knee
+        slots = min(self.processors, self.rows * heads * number)
         alike = 0.5 * knee * knee / slots if slots > knee else knee - 0.5 * slots
         return knee / (number * heads), alike / (number * heads)
 
     def _same_cut(self, longest: int, first: int, last: int) -> bool:
         return -(-(longest + first) // self.keys) == -(-(longest + last) // self.keys)
 
-    def _one_by_one(self, lengths: Lengths, steps: range) -> list[float]:
-        return [self.idle_each(lengths, range(step, step + 1))[0] for step in steps]
+    def _one_by_one(self, lengths: Lengths, first: int, end: int) -> list[float]:
+        return [self.idle_tokens(lengths, step) for step in range(first, end)]
 
 
-class Tail(NamedTuple):
+class Tail:
     """The least that uneven rows take: `floor_s`, and `token_s` for each token that is read or could have been.
 
-    No more than `beyond_s` for each token that the longest has beyond the mean, and `mean_s` for each of the mean, come
-    on top of what rows that are alike take.
+    No more than `_beyond_s` for each token that the longest has beyond the mean, and `_mean_s` for each of the mean,
+    come on top of what rows that are alike take.
     """
 
-    floor_s: float
-    token_s: float
-    cut: Cut
-    beyond_s: float
-    mean_s: float
+    __slots__ = ("_beyond_s", "_mean_s", "cut", "floor_s", "token_s")
 
-    @classmethod
-    def of(cls, floor_s: float, token_s: float, cut: Cut) -> Tail:
-        """Of rows that are cut so."""
+    def __init__(self, floor_s: float, token_s: float, cut: Cut) -> None:
+        self.floor_s = floor_s
+        self.token_s = token_s
+        self.cut = cut
         beyond, mean = cut.most_idle()
-        return cls(floor_s, token_s, cut, token_s * beyond * _ROUNDED, token_s * mean * _ROUNDED)
+        self._beyond_s = token_s * beyond * _ROUNDED
+        self._mean_s = token_s * mean * _ROUNDED
 
-    def is_hidden(self, context: int, rows: int, longest: int, steps: int, alike_s: tuple[float, float]) -> bool:
-        """Whether so many more steps than one take no longer than with rows that are alike, which take `alike_s` in the
-        first and in the last one, and between them what lies straight between: as the most that uneven ones may take.
+    def is_hidden(self, context: int, rows: int, longest: int, steps: int, first_s: float, last_s: float) -> bool:
+        """Whether so many more steps than one take no longer than with rows that are alike, which take `first_s` in the
+        first and `last_s` in the last one, and between them what lies straight between: as the most that uneven ones
+        may take.
         """
-        floor_s, token_s, _, beyond_s, mean_s = self
-        mean, first_s, last_s = context / rows, *alike_s
-        fixed_s, each_s = floor_s + beyond_s * (longest - mean), token_s * rows + mean_s
+        token_s, mean_s = self.token_s, self._mean_s
+        mean = context / rows
+        fixed_s, each_s = self.floor_s + self._beyond_s * (longest - mean), token_s * rows + mean_s
         return fixed_s + each_s * mean < first_s and fixed_s + each_s * (mean + steps) < last_s
 
     def at(self, context: int, lengths: Lengths, step: int) -> float:
@@ -194,7 +200,7 @@ class Tail(NamedTuple):
 
     def along(self, contexts: Floats, lengths: Lengths, steps: Any) -> Floats:
         """The same of several steps that follow one another, bit for bit."""
-        idle: Floats = np.array(self.cut.idle_each(lengths, range(int(steps[0]), int(steps[-1]) + 1)))
+        idle: Floats = np.array(self.cut.idle_each(lengths, int(steps[0]), int(steps[-1]) + 1))
         return self.floor_s + self.token_s * (contexts + idle)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from functools import lru_cache
 from heapq import heappop, heappush
 from typing import Literal
 
@@ -195,10 +194,21 @@ class Lockstep(Members):
         """
         if not self._lengths or (mixed and not self._lengths_of_mixed):
             return ()
-        bases, tick = self._bases, self.tick
-        told: list[int] = []
-        for begin, end, rows in _group_ends(len(bases)):
-            told += rows, sum(bases[begin:end]) + rows * tick
+        bases, tick, count = self._bases, self.tick, self.count
+        if count < 3:
+            return tuple([one for base in reversed(bases) for one in (1, base + tick)])
+        first, second = bases[-1], bases[-2]
+        told = [1, first + tick, 1, second + tick]
+        left, end, rows = self.base_sum - first - second, count - 2, 2
+        while end > rows:
+            begin = end - rows
+            together = sum(bases[begin:end])
+            told.append(rows)
+            told.append(together + rows * tick)
+            left -= together
+            end, rows = begin, rows + rows
+        told.append(end)
+        told.append(left + end * tick)
         return tuple(told)
 
     def within_window(self) -> tuple[int, int]:
@@ -227,15 +237,3 @@ class Lockstep(Members):
         del self._saturation_tick[req]
         self._short -= 1
         self._short_base_sum -= self._base[req]
-
-
-@lru_cache(maxsize=4096)
-def _group_ends(count: int) -> tuple[tuple[int, int, int], ...]:
-    """(first, behind the last, how many) of each group of `Lengths`, of so many rows that rise in length."""
-    groups = []
-    end, size = count, 1
-    while end:
-        begin = max(0, end - size)
-        groups.append((begin, end, end - begin))
-        size, end = max(1, count - begin), begin
-    return tuple(groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -116,6 +117,18 @@ def simulate(
 ) -> Result:
     """Simulate a scenario, on `trace` (with its arrival times as they are) where it is given; `pools` are its own, if
     they are made already."""
+    live = scenario.executor == "live" or hooks.session is not None
+    with nullcontext() if live else seldom_collected(apart=False):
+        return _simulated(scenario, trace, progress, hooks, pools)
+
+
+def _simulated(
+    scenario: Scenario,
+    trace: Trace | None,
+    progress: Progress | None,
+    hooks: Hooks,
+    pools: Sequence[Pool] | None,
+) -> Result:
     slo = metrics.parse_slo(scenario.slo) if scenario.slo else ()
     backend = _backend() if scenario.executor == "live" and hooks.session is None else None
     if backend is not None:

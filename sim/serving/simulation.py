@@ -42,15 +42,15 @@ from sim.specs.operations import refuses
 from traces.schema import InputError
 from traces.table import Columns, ColumnTable
 
-_COLLECTED = (50_000, 20, 50)
+_COLLECTED = (500_000, 20, 50)
 """Containers made, and younger collections, until Python looks for garbage in circles (`gc.set_threshold`)."""
 
 
 @contextmanager
-def seldom_collected() -> Iterator[None]:
-    """Let Python look for garbage in circles less often, and only among what the loop makes: it makes none, and looking
-    took 4 % of its time, 8 % beside the tables of a large profile."""
-    before, own = gc.get_threshold(), gc.get_freeze_count() == 0
+def seldom_collected(*, apart: bool = True) -> Iterator[None]:
+    """Let Python look for garbage in circles less often, and with `apart` only among what is made from here on: a run
+    makes none, and looking took 4 % of the loop's time, 8 % beside the tables of a large profile."""
+    before, own = gc.get_threshold(), apart and gc.get_freeze_count() == 0
     if 0 < before[0] < _COLLECTED[0]:
         gc.set_threshold(*_COLLECTED)
     if own:
@@ -60,6 +60,7 @@ def seldom_collected() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         if own:
+            gc.freeze()  # what the run leaves is old as well, and not to be looked through at once
             gc.unfreeze()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import pairwise, product
 
 import numpy as np
@@ -22,6 +23,7 @@ from sim.cost.interpolation import (
     PriceGrid,
     left_out,
 )
+from sim.cost.planes import Planes
 
 AXIS = st.lists(st.integers(1, 5000), min_size=2, max_size=7, unique=True).map(sorted)
 SECONDS = st.floats(1e-6, 10.0)
@@ -207,3 +209,40 @@ def test_an_unknown_form_and_no_points_are_refused() -> None:
     for points, form in (({(1.0,): Price(1.0, MEASURED)}, "cubic"), ({}, "linear")):
         with pytest.raises(ValueError, match="needs a point, and of each axis one of linear, sqrt, efficiency"):
             PriceGrid(points, [form], guide)
+
+
+def four_axes(rng: random.Random) -> dict[Point, Price]:
+    """A grid as those of attention in one launch: two regular ones that share ends, with holes now and then."""
+    points = {}
+    for seconds, thirds, lasts in (((8, 64), (0, 32), (16, 64, 256)), ((8, 24), (0, 16), (16, 81, 180))):
+        for outer in product((2, 5), seconds):
+            for inner in product(thirds, lasts) if rng.random() < 0.9 else ():
+                if rng.random() < 0.98:
+                    rank = rng.choice([MEASURED, MEASURED, DERIVED])
+                    points[tuple(map(float, (*outer, *inner)))] = Price(rng.uniform(1e-6, 10.0), rank)
+    return points
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_two_points_at_once_are_each_to_the_bit(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(60):
+        points, forms = four_axes(rng), rng.choice([["sqrt", "linear", "linear", "sqrt"], rng.choices(FORMS, k=4)])
+        together, alone = Planes(PriceGrid(points, forms, guide)), PriceGrid(points, forms, guide)
+        for _ in range(40):
+            first, other = rng.choice([2.0, 3.0, 5.0, 6.0]), rng.choice([7.0, 8.0, 40.5, 64.0, 70.0])
+            third, last = rng.choice([0.0, 16.0, 20.0, 32.0]), rng.choice([16.0, 64.0, 81.0, rng.uniform(10.0, 300.0)])
+            point = (first, rng.choice([5.0, 8.0, 24.0, 30.0, 64.0]), third, last)
+            found = together.both(point, other)
+            assert found == (*alone.at(point), *alone.at((first, other, third, last)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_points_of_four_axes_are_each_to_the_bit(seed: int) -> None:
+    rng = random.Random(seed)
+    places = ((2.0, 3.0, 5.0, 6.0), (5.0, 8.0, 30.0, 64.0), (0.0, 16.0, 20.0, 40.0), (10.0, 64.0, 81.0, 200.0, 300.0))
+    asked = list(product(*places))
+    for _ in range(20):
+        grid = PriceGrid(four_axes(rng), ["sqrt", "linear", "linear", "sqrt"], guide)
+        found = grid.each([np.array(axis) for axis in zip(*asked, strict=True)])
+        assert list(zip(*(part.tolist() for part in found), strict=True)) == [tuple(grid.at(point)) for point in asked]

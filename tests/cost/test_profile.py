@@ -150,6 +150,12 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.parametrize("middle", ["out,2,3", "in,2,3", "2,3", "out,1,3", "out,2,"])
+def test_cells_with_which_all_rows_begin_are_those_of_each(middle: str, tmp_path: Path) -> None:
+    path, lines = tmp_path / "swap.csv", f"out,1,2\n{middle}\nout,3,4\n"
+    assert read_plainly(path, lines) == read_plainly(path, lines, '"us"')
+
+
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 def test_faults_are_refused_in_one_sentence(fault: str, tmp_path: Path) -> None:
     change, message = FAULTS[fault]

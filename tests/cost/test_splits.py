@@ -17,7 +17,8 @@ from sim.cost.profiled import Profiled
 from sim.cost.splits import FLASH_ATTENTION_2, SATURATING, Cut, Tail, keys_of, parts, two_lengths
 from sim.cost.step import advanced
 from sim.engine.batch import Shape
-from sim.engine.lockstep import Lengths
+from sim.engine.lockstep import Lengths, Lockstep
+from sim.engine.request import Request
 from traces.schema import InputError
 
 PLAIN = llama_profile(1.3)
@@ -32,6 +33,17 @@ def grouped(contexts: list[int]) -> Lengths:
         groups.append((len(rest[:size]), sum(rest[:size])))
         rest, size = rest[size:], sum(rows for rows, _ in groups)
     return tuple(number for group in groups for number in group)
+
+
+@given(CONTEXTS, st.integers(0, 50))
+def test_requests_in_lockstep_are_grouped_so(contexts: list[int], tick: int) -> None:
+    lockstep = Lockstep(ranks=True)
+    for number, context in enumerate(contexts):
+        req = Request(number, 0.0, context + 50, 100)
+        req.computed, req.known, req.seat.seq = context, context + 1, number
+        lockstep.join(req)
+    lockstep.tick += tick
+    assert lockstep.lengths() == grouped([context + tick for context in contexts])
 
 
 def scheduled_tokens(contexts: list[int], heads: int, processors: int) -> float:
@@ -82,7 +94,7 @@ def test_one_step_and_a_span_give_the_same_bits(
     later = advanced(Shape(decode_lengths=lengths), step).decode_lengths
     assert later == grouped([context + step for context in contexts])
     assert cut.idle_tokens(later, 0) == idle
-    span = cut.idle_each(lengths, range(40))
+    span = cut.idle_each(lengths, 0, 40)
     assert span == [cut.idle_tokens(lengths, each) for each in range(40)]
 
 
@@ -124,7 +136,7 @@ def test_what_is_left_out_of_a_span_is_hidden(
     """Whether a span looks at each row or sees that none matters, its steps take what each takes by itself."""
     rows, context, longest = len(contexts), sum(contexts), max(contexts)
     line = Line([(0.0, Price(1.0 + offset * context, MEASURED))], slope)
-    cost = ContextCost(line, tail=Tail.of(1.0, 1.0, Cut(rows, heads, processors, 128, 256)))
+    cost = ContextCost(line, tail=Tail(1.0, 1.0, Cut(rows, heads, processors, 128, 256)))
     lengths = grouped(contexts)
     shape = Shape(decodes=rows, decode_context=context, decode_longest=longest, decode_lengths=lengths)
     steps = [cost.at(context + i * rows, (longest + i) * rows, lengths, i) for i in range(repeats)]
