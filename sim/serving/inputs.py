@@ -24,6 +24,7 @@ from traces.version import product_version
 def inputs(
     scenario: Scenario, pools: Sequence[Pool], trace: Trace, session: LiveSession | None, died: str, noise: float
 ) -> dict[str, Any]:
+    """What ran, by name, with its notes; `died` says why a live run ended early, `noise` how much step times vary."""
     parts = pools[0].parts
     measured = {} if session is None else {"device": session.device_name}
     spanning = parts.gpu.group_note(parts.parallel) if session is None else ""
