@@ -471,7 +471,8 @@ class Paged:
         to_come = list(accumulate(counts[first:last][::-1], initial=0))
         if count := to_come[-1]:
             late = sum(to_come)
-            any(map(_append, flattened(tables[first:last]), self._take(count)))
+            # In most ticks nobody takes a block.
+            any(map(_append, flattened(filter(None, tables[first:last])), self._take(count)))
             if self._lasts and self._lasts[0][0] < tick + steps:
                 internal = self._take_last(tick, steps)
         used = -self._joined * (steps * (steps + 1) // 2)
