@@ -383,7 +383,7 @@ class Roofline:
 
     def in_pieces(self, shape: Shape) -> bool:
         """Whether a CUDA graph of the step is cut at each layer's attention: whole ones are of equal rows alone."""
-        prefills, decodes, verifies = shape.prefills, shape.decodes, shape.verifies
+        prefills, decodes, _, _, _, _, _, verifies = shape[:8]
         if not verifies:
             return bool(prefills)
         width = verifies[0][0]
@@ -395,7 +395,8 @@ class Roofline:
             return 0.0
         if self._in_graph(tokens):
             return self._piecewise_s if self.in_pieces(shape) else 0.0
-        kinds = bool(shape.prefills) + bool(shape.decodes) + bool(shape.verifies)
+        prefills, decodes, _, _, _, _, _, verifies = shape[:8]
+        kinds = (1 if prefills else 0) + (1 if decodes else 0) + (1 if verifies else 0)
         return self._eager_s + self._kernel_s * kinds
 
 

@@ -407,7 +407,7 @@ class Engine:
         """Count the token that the batch samples for a request whose known tokens it has all computed."""
         req.known += 1
         self.tokens.give(req, batch.first_step)
-        generated = req.generated
+        generated = req.known - req.prompt_tokens
         if generated == 1:
             batch.first_tokens.append(req)
         if generated == req.output_tokens:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from struct import Struct
 from typing import Any
 
@@ -63,6 +63,12 @@ _CHUNK_BYTES = 1 << 23
 STILL = Drift()
 _pack_row = Struct("<" + "".join({"i4": "i", "i8": "q", "f8": "d"}[kind] for kind in _PACKED.values())).pack
 _pack_span = Struct("4q").pack
+
+
+@cache
+def _packing(count: int) -> Callable[..., bytes]:
+    """Packs so many floats as an array has them, which parses each by a format string if it is given a list."""
+    return Struct(f"{count}d").pack
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -130,7 +136,7 @@ class StepLog(Observer):
             self._ends_s[replica.index].append(output_s)
         else:
             device_s = sum(device_each_s[:repeats])
-            self._ends_s[replica.index].fromlist(flight.ends_s())
+            self._ends_s[replica.index].frombytes(_packing(repeats)(*flight.ends_s()))
         if self._seen % self._stride:
             self._seen += 1
         else:
@@ -236,8 +242,9 @@ class StepLog(Observer):
                 return
         # Told to be a plain tuple, since compiled code would take one apart whose fields it knows.
         fields: tuple[Any, ...] = shape
-        if not fields[0] and fields[3:] == DECODES_ONLY:
-            self._packed.frombytes(_pack_span(seen, repeats, fields[1], fields[2]))
+        prefills, decodes, context = fields[:3]
+        if not prefills and fields[3:] == DECODES_ONLY:
+            self._packed.frombytes(_pack_span(seen, repeats, decodes, context))
         else:
             self._packed.frombytes(_pack_span(seen, repeats, -1, len(self._others)))
             self._others.append(shape)

@@ -194,8 +194,9 @@ class Replica:
             last = flights[-1]
             if not last.sealed:
                 self._seal(last)
-            if last.times_s[-1] > now_s:
-                start_s = last.times_s[-1]
+            end_s = last.times_s[-1]
+            if end_s > now_s:
+                start_s = end_s
         if self._before_plan is not None:
             self._before_plan(self)
         if flights and not (engine.running or engine.waiting):
