@@ -74,13 +74,15 @@ def taken_from(stack: Ids, count: int) -> Ids:
 class Sharing:
     """Who holds a block beside its first holder, and how many slots that saves."""
 
-    __slots__ = ("_block_tokens", "_filled", "holders", "saved_tokens", "shared_tokens")
+    __slots__ = ("_block_tokens", "_filled", "forked", "holders", "saved_tokens", "shared_tokens")
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._filled: dict[int, int] = {}
         self.holders: dict[int, int] = {}
         """Block -> holders beyond the first; a block with one holder is not listed."""
+        self.forked = False
+        """Set once sequences of one request share blocks: requests share full ones alone, into which nobody writes."""
         self.shared_tokens = 0
         self.saved_tokens = 0
 
@@ -186,8 +188,6 @@ class Paged:
         self.free_blocks = pool.blocks
         self.copies: list[tuple[int, int]] = []
         self._sharing = Sharing(pool.block_tokens)
-        self._forked = False
-        """Set once sequences of one request share blocks: requests share full ones alone, into which nobody writes."""
         self._overhang_tokens = 0
         self._joined = 0
         self._phases: list[list[Holding]] = [[] for _ in range(pool.block_tokens)]
@@ -266,7 +266,7 @@ class Paged:
             if holding.ahead_tokens:
                 count = self.pool.blocks_for(self._with_lookahead(slots, holding.ahead_tokens))
             count -= len(holding.blocks)
-            if self._forked and not self.owns_tail(req):
+            if self._sharing.forked and not self.owns_tail(req):
                 if max(count, 0) + 1 > self.free_blocks:
                     return False
                 self._copy_tail(req, holding)
@@ -333,7 +333,7 @@ class Paged:
     def fork(self, parent: Request, child: Request) -> None:
         if child in self._holdings:
             self.release(child)
-        self._forked = True
+        self._sharing.forked = True
         blocks = self._holdings[parent].blocks
         self._sharing.share(blocks, parent.computed)
         self._open(child).blocks = blocks[:]
@@ -387,7 +387,8 @@ class Paged:
         self._overhang_tokens += self._overhang(holding)
 
     def _overhang(self, holding: Holding) -> int:
-        return max(0, len(holding.blocks) * self.pool.block_tokens - holding.final_kv_tokens)
+        over = len(holding.blocks) * self.pool.block_tokens - holding.final_kv_tokens
+        return over if over > 0 else 0
 
     def _forget_overhang(self, holding: Holding) -> None:
         """Slots never to be filled lie in the last block; while that is shared they go with its last holder."""

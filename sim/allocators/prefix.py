@@ -66,7 +66,6 @@ class Prefix(Paged):
         self._forget = not keep_uncomputed
         # Blocks that nobody holds, in the order in which they will be taken: first those that never were.
         self._fresh = 1
-        self._end = self.pool.blocks + 1
         self._runs = Found()
         self._idle = IdleQueue(self._runs)
         self._by_runs = True
@@ -317,12 +316,13 @@ class Prefix(Paged):
 
     def _take(self, count: int) -> Ids:
         self.free_blocks -= count
-        if self._fresh == self._end and not self._unnamed:
+        end = self.pool.blocks + 1
+        if self._fresh == end and not self._unnamed:
             return self._idle.take(count)
         taken = taken_from(self._unnamed, count)
         if len(taken) < count:
             first = self._fresh
-            self._fresh = min(first + count - len(taken), self._end)
+            self._fresh = min(first + count - len(taken), end)
             taken += ids_between(first, self._fresh)
         return taken if len(taken) == count else taken + self._idle.take(count - len(taken))
 
