@@ -182,8 +182,9 @@ class Paged:
             raise InputError(f"allocator.watermark is {watermark}; it must be at least 0 and below 1")
         self.pool = pool
         self._reserve_full_prompt = reserve_full_prompt
-        self._watermark = watermark
         self._watermark_blocks = int(watermark * pool.blocks)
+        # vLLM V1 counts its null block too, which no pool of ours has.
+        self._watermark_with_null = int(watermark * (pool.blocks + 1))
         self._free = FreeQueue(pool.blocks)
         self.free_blocks = pool.blocks
         self.copies: list[tuple[int, int]] = []
@@ -234,8 +235,7 @@ class Paged:
         """Blocks that an admission may count on."""
         if not self.watermark_beside_others:
             return self.free_blocks - self._watermark_blocks
-        # vLLM V1 counts its null block too, which no pool of ours has.
-        return self.free_blocks - int(self._watermark * (self.pool.blocks + 1)) if self._holdings else self.free_blocks
+        return self.free_blocks - self._watermark_with_null if self._holdings else self.free_blocks
 
     def _admitted(self, req: Request, tokens: int) -> bool:
         """Room for the first tokens of a request; who gets none holds nothing."""

@@ -189,7 +189,8 @@ class Prefix(Paged):
             certain = req.prompt_tokens + req.confirmed if self.drafting else req.known
             if self.hashes_look_ahead:
                 certain -= 1
-            self._enter(req, min(req.computed + tokens, certain) // self.pool.block_tokens)
+            slots = req.computed + tokens
+            self._enter(req, (slots if slots < certain else certain) // self.pool.block_tokens)
 
     def names_ahead(self, req: Request, pasts: list[int]) -> list[tuple[int, int]] | None:
         shareable, size = self._shareable(req), self.pool.block_tokens
@@ -327,7 +328,8 @@ class Prefix(Paged):
         return taken if len(taken) == count else taken + self._idle.take(count - len(taken))
 
     def _return(self, req: Request, holding: Holding) -> None:
-        blocks, cached = holding.blocks, min(holding.cached_blocks, len(holding.blocks))
+        blocks, cached = holding.blocks, holding.cached_blocks
+        cached = cached if cached < len(blocks) else len(blocks)
         pieces = holding.pieces if self._by_runs else self._runs.pieces(self._names(req), cached)
         named = pieces[-1][2] if pieces else 0
         if self.unhashed_blocks_first and cached < len(blocks):

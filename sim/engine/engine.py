@@ -420,7 +420,9 @@ class Engine:
         if req.known - req.computed != 1 or req.known <= req.prompt_tokens:
             return False
         # The last token that a preemption dropped is a prompt's to a policy that asks who decodes.
-        return (not self._by_step or req.computed >= req.seat.prefill_tokens) and self._groups.may_join(req)
+        if self._by_step and req.computed < req.seat.prefill_tokens:
+            return False
+        return req.group is None or self._groups.may_join(req)
 
     # ---- seal -----------------------------------------------------------------------------------------------------
 

@@ -138,6 +138,9 @@ class Step:
     @property
     def seats_left(self) -> int:
         """Sequences that may still be admitted; those that admitted requests will fork have their seats already."""
+        return self._seats()
+
+    def _seats(self) -> int:
         roster = self._roster
         return self._limits.max_num_seqs - len(roster.running) - len(roster.held) - roster.seats_promised
 
@@ -365,7 +368,7 @@ class Step:
         return self.tokens_left if drafts or self._limits.chunked_prefill else 0
 
     def _admit(self, req: Request, most: int, whole: bool) -> int:
-        if self.tokens_left <= 0 or self.seats_left < req.seats:
+        if self.tokens_left <= 0 or self._seats() < req.seats:
             return 0
         if self.adapters is not None and not self.adapters.fit(req):
             return 0
