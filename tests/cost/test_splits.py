@@ -18,7 +18,7 @@ from sim.cost.splits import FLASH_ATTENTION_2, SATURATING, Cut, Tail, keys_of, p
 from sim.cost.step import advanced
 from sim.engine.batch import Shape
 from sim.engine.lockstep import Lengths, Lockstep
-from sim.engine.request import Request
+from sim.engine.request import Request, Seat
 from traces.schema import InputError
 
 PLAIN = llama_profile(1.3)
@@ -40,7 +40,8 @@ def test_requests_in_lockstep_are_grouped_so(contexts: list[int], tick: int) -> 
     lockstep = Lockstep(ranks=True)
     for number, context in enumerate(contexts):
         req = Request(number, 0.0, context + 50, 100)
-        req.computed, req.known, req.seat.seq = context, context + 1, number
+        req.computed, req.known, req.seat = context, context + 1, Seat()
+        req.seat.seq = number
         lockstep.join(req)
     lockstep.tick += tick
     assert lockstep.lengths() == grouped([context + tick for context in contexts])
