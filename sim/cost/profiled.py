@@ -148,13 +148,13 @@ class Profiled(Roofline):
         """Of which steps they should tell the others too: one launch with prompts is priced by the longest alone."""
         if not self._priced.cuts_rows:
             return "never"
-        return "alone" if self._priced.measures_mixed else "always"
+        return "alone" if self._together_measured else "always"
 
     def span_s(self, shape: Shape, repeats: int) -> tuple[list[float], float]:
         """As `StepCost.span_s`."""
         prefills, decodes, context, copied_bytes, swapped_bytes, _, _, verifies = shape[:8]
         plain = not (prefills or copied_bytes or swapped_bytes or verifies)
-        if prefills and decodes and self._together_measured and not verifies:
+        if prefills and self._in_one_launch(shape):
             first_s, host_s = self._single_s(shape)
             return [first_s, *(self._single_s(advanced(shape, i))[0] for i in range(1, repeats))], host_s
         if plain and decodes:
